@@ -1,0 +1,58 @@
+"""The interface that every detector keeps, and how its input is prepared."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from detectors.structures import Batch, Prediction, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How pixels become a model's input: x = (pixel - mean) / std on RGB in 0..255.
+
+    Attributes:
+        mean, std: three numbers each, in units of 0..255.
+        size: the longer side of the resized image, pixels; the shorter follows (aspect ratio kept).
+        divisor: height and width of the padded batch are multiples of this.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+    divisor: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Preprocessing:
+        return cls(
+            mean=tuple(values["mean"]), std=tuple(values["std"]), size=values["size"], divisor=values["divisor"]
+        )
+
+
+class Detector(nn.Module, ABC):
+    """A detector: ``losses`` to learn, ``predict`` to use.
+
+    ``forward`` dispatches on whether targets are given, never on ``self.training``, because DDP synchronises
+    gradients only through ``forward``.
+    """
+
+    preprocessing: Preprocessing
+    num_classes: int
+
+    @abstractmethod
+    def losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
+        """Scalar losses by name, each already weighted; their sum is what is minimised."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """One prediction an image, boxes in original pixels."""
+
+    def forward(self, batch: Batch, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Prediction]:
+        return self.predict(batch) if targets is None else self.losses(batch, targets)

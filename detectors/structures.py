@@ -1,0 +1,87 @@
+"""What goes into a detector and what comes out of it.
+
+Shape legend: B images a batch, N objects of an image, K keypoints, H x W pixels (padded), C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Normalised images, padded to one size at the right and the bottom.
+
+    Attributes:
+        images: (B, 3, H, W) float, normalised by the model's preprocessing; padding is 0.
+        sizes: (B, 2) int64 height, width of each image inside its padding, in model pixels.
+        original_sizes: (B, 2) int64 height, width of each image as stored.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    original_sizes: Tensor
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, images=self.images.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Target:
+    """The truth of one image, in model pixels (the frame of ``Batch.images``).
+
+    Attributes:
+        boxes: (N, 4) float32 xyxy.
+        labels: (N,) int64 in 0..C-1.
+        iscrowd: (N,) bool; crowd regions are neither objects nor background.
+        masks: (N, h, w) bool or None.
+        keypoints: (N, K, 3) float32 x, y, visibility (0 not labelled, 1 hidden, 2 visible) or None.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    iscrowd: Tensor
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+    def to(self, device: torch.device | str) -> Target:
+        return Target(
+            boxes=self.boxes.to(device),
+            labels=self.labels.to(device),
+            iscrowd=self.iscrowd.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+            keypoints=None if self.keypoints is None else self.keypoints.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """What a detector found in one image, by descending score.
+
+    Attributes:
+        boxes: (N, 4) float32 xyxy, absolute pixels of the original image, clipped to it.
+        labels: (N,) int64 in 0..C-1.
+        scores: (N,) float32 in [0, 1].
+        masks: (N, M, M) float32 probabilities of the mask inside its box, or None.
+        keypoints: (N, K, 3) float32 x, y (original pixels), score, or None.
+        size: height, width of the original image.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    size: tuple[int, int]
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
