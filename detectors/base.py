@@ -31,9 +31,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocessing:
-        return cls(
-            mean=tuple(values["mean"]), std=tuple(values["std"]), size=values["size"], divisor=values["divisor"]
-        )
+        return cls(mean=tuple(values["mean"]), std=tuple(values["std"]), size=values["size"], divisor=values["divisor"])
 
 
 class Detector(nn.Module, ABC):

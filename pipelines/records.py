@@ -77,9 +77,7 @@ class Annotations:
 
     @classmethod
     def empty(cls, *, with_scores: bool = False) -> Annotations:
-        return cls.from_boxes(
-            np.zeros((0, 4)), np.zeros(0, np.int64), scores=np.zeros(0) if with_scores else None
-        )
+        return cls.from_boxes(np.zeros((0, 4)), np.zeros(0, np.int64), scores=np.zeros(0) if with_scores else None)
 
     @classmethod
     def from_boxes(
