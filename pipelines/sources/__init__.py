@@ -1,0 +1,175 @@
+"""Where images come from: one module a format, one table of them all.
+
+A source is rebuilt in every worker from its ``kind`` and ``options``, so both are plain JSON. ``scan`` runs once on
+the driver and is light; ``load`` runs in the workers and reads the bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+from pipelines.checks import probe_image
+from pipelines.ledger import LedgerEntry
+from pipelines.records import Annotations, ImageRecord, LabelMap
+from pipelines.storage import FileStat, redact, split_uri
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SourceItem:
+    """One image that a source offers, before its bytes are read.
+
+    Attributes:
+        image_id: stable and unique in the source: its path below the image root, or its key.
+        uri: of the file that holds the image.
+        offset, length: the image's bytes inside that file; None for the whole file.
+        size: bytes to expect, 0 where unknown; tasks are cut by it.
+        split: ``train``, ``val``, ... or the empty string.
+        coco_image_id: the source's integer id; None where it has none, then it is given in plan order.
+        annotations: where a central file has them; None where ``load`` reads them, or there are none.
+        declared_size: width, height as the source's annotations say; the image's own header wins.
+        clip_tolerance: a box that leaves the image by more pixels than this is clipped.
+        payload: whatever else ``load`` needs, JSON-ready.
+        license, url, group_id, extra: as in ``ImageRecord``.
+    """
+
+    image_id: str
+    uri: str
+    offset: int | None = None
+    length: int | None = None
+    size: int = 0
+    split: str = ""
+    coco_image_id: int | None = None
+    annotations: Annotations | None = None
+    declared_size: tuple[int, int] | None = None
+    clip_tolerance: float = 1.0
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    license: str = ""
+    url: str = ""
+    group_id: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """What every source can do."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in ``SOURCES``."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """JSON-ready; ``open_source(kind, **options)`` gives an equal source in another process."""
+        ...
+
+    @property
+    def label_map(self) -> LabelMap:
+        """All categories in a fixed order."""
+        ...
+
+    def scan(self) -> Iterator[SourceItem | LedgerEntry]:
+        """Every image in a deterministic order; an entry for whatever the source holds but cannot offer."""
+        ...
+
+    def load(self, item: SourceItem) -> ImageRecord:
+        """Read one image; its annotations are the item's, or read here.
+
+        Raises:
+            BadImage: it will be quarantined.
+            FileNotFoundError: likewise.
+        """
+        ...
+
+
+@runtime_checkable
+class ListsInputs(Protocol):
+    """A source that can list its files without parsing them: a rerun is then recognised at once.
+
+    Sources without it are identified by kind and options alone (right for what a seed generates).
+    """
+
+    def inputs(self) -> Iterable[FileStat]:
+        """Every file that the result depends on; ``path`` is a full URI."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A source with facts worth keeping in the commit."""
+
+    def about(self) -> Mapping[str, Any]:
+        """JSON-ready."""
+        ...
+
+
+# The one table of sources: kind -> module:factory. A factory takes the options as keywords.
+SOURCES: dict[str, str] = {
+    "coco": "pipelines.sources.coco:CocoSource.open",
+    "voc": "pipelines.sources.voc:VocSource.open",
+    "synthetic": "pipelines.sources.synthetic:SyntheticSource.open",
+    "archive": "pipelines.sources.archive:ArchiveSource.open",
+}
+
+
+def open_source(kind: str, **options: Any) -> Source:
+    """A source by its kind.
+
+    Raises:
+        ValueError: unknown kind (with near names), or options that the source refuses.
+    """
+    if kind not in SOURCES:
+        near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no source of kind {kind!r}; {hint}known: {', '.join(sorted(SOURCES))}")
+    module, _, path = SOURCES[kind].partition(":")
+    factory: Any = import_module(module)
+    for name in path.split("."):
+        factory = getattr(factory, name)
+    make: Callable[..., Source] = factory
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise ValueError(f"source {kind!r}: {error}; given were {sorted(options)}") from None
+
+
+def record_from_bytes(item: SourceItem, image: bytes, *, annotations: Annotations | None = None) -> ImageRecord:
+    """The record of an item once its bytes are there; ``annotations`` default to the item's.
+
+    Raises:
+        BadImage: not a whole image of a known format.
+    """
+    header = probe_image(image)
+    return ImageRecord(
+        image_id=item.image_id,
+        image=image,
+        format=header.format,
+        width=header.width,
+        height=header.height,
+        exif_orientation=header.exif_orientation,
+        sha256=hashlib.sha256(image).hexdigest(),
+        source=redact(item.uri),
+        split=item.split,
+        coco_image_id=-1 if item.coco_image_id is None else item.coco_image_id,
+        annotations=item.annotations if annotations is None else annotations,
+        license=item.license,
+        url=item.url,
+        group_id=item.group_id,
+        extra=item.extra,
+    )
+
+
+def read_item(item: SourceItem) -> bytes:
+    """The image's bytes: the whole file, or its range.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+    """
+    store, name = split_uri(item.uri)
+    if item.offset is None or item.length is None:
+        return store.read_bytes(name)
+    return store.read_range(name, item.offset, item.length)

@@ -1,0 +1,270 @@
+"""The one module that knows Delta Lake: create a table, commit files once, open a version, read its metadata.
+
+A commit carries its plan's transaction id and, under the key ``boxmill``, JSON of ours. An error from a commit says
+nothing about whether it landed, so every attempt begins by looking for the transaction id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.transaction import AddAction
+
+from pipelines.storage import Store, redact
+
+METADATA_KEY = "boxmill"
+# Logs are small and hold the categories of old versions: never let a checkpoint clean them away.
+_CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
+_CONFLICTS = 1000  # lost races before giving up; each one means that somebody else's commit landed
+_FAILURES = 5  # other errors in a row
+
+
+class TableNotFound(ValueError):
+    """No Delta table there."""
+
+
+class VersionNotFound(ValueError):
+    """The table has no such version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFile:
+    """A data file: path relative to the table, bytes, rows."""
+
+    path: str
+    size: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A table at one version.
+
+    Attributes:
+        table: the folder of the table.
+        version: Delta's version number.
+        files: the data files, sorted by path.
+        metadata: of the newest commit of ours at or before this version; empty where there is none.
+    """
+
+    table: Store
+    version: int
+    files: tuple[TableFile, ...]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """One commit of ours: version, milliseconds since 1970, metadata."""
+
+    version: int
+    timestamp: int
+    metadata: Mapping[str, Any]
+
+
+def exists(table: Store) -> bool:
+    return DeltaTable.is_deltatable(_uri(table), storage_options=_storage_options(table))
+
+
+def open_snapshot(table: Store, version: int | None = None) -> Snapshot:
+    """The newest version, or the one asked for.
+
+    Raises:
+        TableNotFound: no table.
+        VersionNotFound: no such version.
+    """
+    delta = _open(table)
+    newest = delta.version()
+    if version is not None and version != newest:
+        if not 0 <= version <= newest:
+            raise VersionNotFound(f"{redact(table.uri)} has versions 0 to {newest}, not {version}")
+        delta.load_as_version(version)
+    return _snapshot(table, delta)
+
+
+def commit_once(
+    table: Store,
+    files: Sequence[TableFile],
+    *,
+    schema: pa.Schema,
+    transaction_id: str,
+    metadata: Callable[[Snapshot], Mapping[str, Any]],
+) -> tuple[int, bool]:
+    """Add files in one commit, unless a commit with this transaction id is there already.
+
+    Args:
+        table: the folder of the table; created where there is none.
+        files: data files that exist in it.
+        schema: of the files.
+        transaction_id: of the plan; of many callers with the same id exactly one commits.
+        metadata: makes the commit's JSON from the version that it builds on. Called again after each lost race, so
+            that sums over all commits stay right; what it raises refuses the commit.
+    Returns:
+        The version of the commit, and whether it was found rather than made.
+    """
+    _create(table, schema)
+    conflicts = failures = 0
+    while True:
+        delta = _open(table)
+        if delta.transaction_version(transaction_id) is not None:
+            return _version_of(table, transaction_id, delta.version()), True
+        snapshot = _snapshot(table, delta)
+        values = {**metadata(snapshot), "transaction_id": transaction_id}
+        try:
+            # No retries inside delta-rs: it would rebase the files but not the metadata.
+            delta.create_write_transaction(
+                [_add_action(file) for file in files],
+                "append",
+                Schema.from_arrow(schema),
+                commit_properties=CommitProperties(
+                    custom_metadata={METADATA_KEY: json.dumps(values, ensure_ascii=False)},
+                    max_commit_retries=0,
+                    app_transactions=[Transaction(transaction_id, 1)],
+                ),
+            )
+            return snapshot.version + 1, False
+        except CommitFailedError:
+            conflicts += 1
+            if conflicts > _CONFLICTS:
+                raise
+        except OSError:
+            # The commit may have landed and only its answer was lost: the next round will find it.
+            failures += 1
+            if failures > _FAILURES:
+                raise
+        time.sleep(random.uniform(0.005, 0.02 * min(2 ** (conflicts + failures), 32)))
+
+
+def history(table: Store, version: int | None = None) -> Iterator[Commit]:
+    """Our commits up to a version, newest first."""
+    newest = _open(table).version() if version is None else version
+    for number in range(newest, -1, -1):
+        commit = _read_commit(table, number)
+        if commit is not None:
+            yield commit
+
+
+def _add_action(file: TableFile) -> AddAction:
+    return AddAction(
+        path=file.path,
+        size=file.size,
+        partition_values={},
+        modification_time=0,  # not a clock's: the same plan gives the same commit
+        data_change=True,
+        stats=json.dumps({"numRecords": file.rows}),
+    )
+
+
+def _open(table: Store) -> DeltaTable:
+    try:
+        return DeltaTable(_uri(table), storage_options=_storage_options(table))
+    except TableNotFoundError:
+        raise TableNotFound(f"no table at {redact(table.uri)}") from None
+
+
+def _create(table: Store, schema: pa.Schema) -> None:
+    if exists(table):
+        return
+    try:
+        DeltaTable.create(
+            _uri(table),
+            schema=Schema.from_arrow(schema),
+            mode="ignore",
+            configuration=_CONFIGURATION,
+            storage_options=_storage_options(table),
+        )
+    except Exception:
+        # Another process may have been faster; the table is there then.
+        if not exists(table):
+            raise
+
+
+def _snapshot(table: Store, delta: DeltaTable) -> Snapshot:
+    version = delta.version()
+    actions = pa.table(delta.get_add_actions(flatten=True)).sort_by("path")
+    files = tuple(
+        TableFile(path=path, size=size, rows=rows or 0)
+        for path, size, rows in zip(
+            *(_column(actions, name) for name in ("path", "size_bytes", "num_records")), strict=True
+        )
+    )
+    newest = next(history(table, version), None)
+    return Snapshot(table=table, version=version, files=files, metadata=newest.metadata if newest else {})
+
+
+def _column(table: pa.Table, name: str) -> list[Any]:
+    return table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+
+
+def _version_of(table: Store, transaction_id: str, newest: int) -> int:
+    for commit in history(table, newest):
+        if commit.metadata.get("transaction_id") == transaction_id:
+            return commit.version
+    raise ValueError(
+        f"{redact(table.uri)} knows transaction {transaction_id} but its log no longer holds the commit; "
+        "restore _delta_log from a copy"
+    )
+
+
+def _read_commit(table: Store, version: int) -> Commit | None:
+    # DeltaTable.history() of an old version returns the newest commits under wrong numbers (deltalake 1.6.6).
+    try:
+        lines = table.read_bytes(f"_delta_log/{version:020d}.json").splitlines()
+    except FileNotFoundError:
+        return None
+    for line in lines:
+        if b"commitInfo" not in line:
+            continue
+        found = json.loads(line).get("commitInfo")
+        if found and METADATA_KEY in found:
+            return Commit(
+                version=version,
+                timestamp=int(found.get("timestamp", 0)),
+                metadata=json.loads(found[METADATA_KEY]),
+            )
+    return None
+
+
+def _uri(table: Store) -> str:
+    return table.uri.replace("s3a://", "s3://", 1)
+
+
+def _storage_options(table: Store) -> dict[str, str] | None:
+    """fsspec's options for S3 in delta-rs's words; what the environment says it reads by itself."""
+    if table.scheme not in ("s3", "s3a"):
+        return None
+    options: dict[str, str] = {"aws_conditional_put": "etag"}
+    configured: dict[str, Any] = fsspec.config.conf.get("s3", {})
+    client: dict[str, Any] = configured.get("client_kwargs", {})
+    endpoint = (
+        configured.get("endpoint_url")
+        or client.get("endpoint_url")
+        or os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    for name, value in (
+        ("aws_access_key_id", configured.get("key")),
+        ("aws_secret_access_key", configured.get("secret")),
+        ("aws_session_token", configured.get("token")),
+        ("aws_endpoint_url", endpoint),
+        ("aws_region", client.get("region_name") or _region()),
+    ):
+        if value:
+            options[name] = str(value)
+    if endpoint and str(endpoint).startswith("http://"):
+        options["aws_allow_http"] = "true"
+    return options
+
+
+def _region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

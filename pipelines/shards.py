@@ -1,0 +1,375 @@
+"""Shards: one Parquet file of image bytes, one small file of labels that belongs to it, one index of byte offsets.
+
+Files are named by their content, so whoever writes the same rows writes the same file, and a file never changes.
+Settings are the measured ones: image bytes uncompressed and PLAIN, so that each image is contiguous in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.records import ImageRecord
+from pipelines.schema import IMAGES, LabelRow, images_to_arrow, labels_from_arrow, labels_to_arrow, load_json
+from pipelines.storage import Store
+
+MAX_SHARD_IMAGES = 1024
+MAX_SHARD_BYTES = 256 * 2**20
+MAX_GROUP_ROWS = 128
+MAX_GROUP_BYTES = 32 * 2**20
+_IMAGE_BYTES = "image.bytes"
+_INDEX = pa.schema([("image_id", pa.string()), ("sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
+
+
+class CorruptShard(ValueError):
+    """Stored bytes differ from their digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """A written file, as a commit needs to know it.
+
+    Attributes:
+        path: relative to the dataset, e.g. ``images/part-<hash>.parquet``.
+        size: bytes.
+        rows: images.
+        num_objects: annotations (0 for image files).
+        splits: images by split (empty for image files).
+    """
+
+    path: str
+    size: int
+    rows: int
+    num_objects: int = 0
+    splits: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"splits": dict(self.splits)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ShardFile:
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRef:
+    """One image shard with its label file: what a worker needs to read both. Small and picklable.
+
+    Attributes:
+        uri: the dataset.
+        label_set: e.g. ``gt``.
+        image_path, label_path: relative to the dataset.
+        rows: images of the shard that are in the label set.
+    """
+
+    uri: str
+    label_set: str
+    image_path: str
+    label_path: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowGroupRef:
+    """One row group of a shard, the unit of reading in training.
+
+    Attributes:
+        shard: where it is.
+        row_group: its number in the image file.
+        rows: its images that are in the label set.
+        splits: those by split.
+    """
+
+    shard: ShardRef
+    row_group: int
+    rows: int
+    splits: Mapping[str, int]
+
+
+def shard_stem(path: str) -> str:
+    """``part-<hash>`` of an image file, a label file or an index file."""
+    return path.rsplit("/", 1)[-1].split(".", 1)[0]
+
+
+def image_path(stem: str) -> str:
+    return f"images/{stem}.parquet"
+
+
+def index_path(stem: str) -> str:
+    # Delta's vacuum leaves folders that begin with an underscore alone.
+    return f"images/_index/{stem}.parquet"
+
+
+def group_rows(records: Sequence[ImageRecord]) -> list[int]:
+    """The row group of each record: at most 128 rows or 32 MB, and never of two splits."""
+    groups: list[int] = []
+    group, rows, size = 0, 0, 0
+    for i, record in enumerate(records):
+        full = rows == MAX_GROUP_ROWS or size + len(record.image) > MAX_GROUP_BYTES
+        if rows and (full or record.split != records[i - 1].split):
+            group, rows, size = group + 1, 0, 0
+        groups.append(group)
+        rows, size = rows + 1, size + len(record.image)
+    return groups
+
+
+def write_image_shard(store: Store, records: Sequence[ImageRecord]) -> ShardFile:
+    """Write a shard and its index. The same records give the same bytes and name.
+
+    Args:
+        store: the dataset.
+        records: 1 to 1,024 images, of which no two have the same id.
+    """
+    _check_ids(records)
+    groups = group_rows(records)
+    options = _write_options()
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, IMAGES, **options) as writer:
+        first = 0
+        for last in range(1, len(records) + 1):
+            if last == len(records) or groups[last] != groups[first]:
+                writer.write_table(images_to_arrow(records[first:last]), row_group_size=MAX_GROUP_ROWS)
+                first = last
+    content = memoryview(sink.getvalue())
+    stem = f"part-{hashlib.sha256(content).hexdigest()[:32]}"
+    index = _byte_index(content, records)
+    # Index first: a shard that a table names always has one.
+    store.write_bytes(index_path(stem), _to_parquet(index))
+    store.write_bytes(image_path(stem), content)
+    return ShardFile(path=image_path(stem), size=len(content), rows=len(records))
+
+
+def write_label_shard(store: Store, label_set: str, image_file: str, rows: Sequence[LabelRow]) -> ShardFile:
+    """Write the labels of one image shard.
+
+    Args:
+        store: the dataset.
+        label_set: e.g. ``gt``.
+        image_file: the image shard's path or name.
+        rows: in the order of the shard; images left out are not in the label set.
+    """
+    content = _to_parquet(labels_to_arrow(rows))
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    path = f"labels/{label_set}/{shard_stem(image_file)}.{digest}.parquet"
+    store.write_bytes(path, content)
+    splits: dict[str, int] = {}
+    for row in rows:
+        splits[row.split] = splits.get(row.split, 0) + 1
+    return ShardFile(
+        path=path,
+        size=len(content),
+        rows=len(rows),
+        num_objects=sum(len(row.annotations) for row in rows if row.annotations is not None),
+        splits=splits,
+    )
+
+
+def label_rows(records: Sequence[ImageRecord]) -> list[LabelRow]:
+    """The label rows of a shard that is written of exactly these records."""
+    return [
+        LabelRow(
+            image_id=r.image_id,
+            row=i,
+            row_group=group,
+            split=r.split,
+            coco_image_id=r.coco_image_id,
+            width=r.width,
+            height=r.height,
+            annotations=r.annotations,
+        )
+        for i, (r, group) in enumerate(zip(records, group_rows(records), strict=True))
+    ]
+
+
+def _check_ids(records: Sequence[ImageRecord]) -> None:
+    seen: set[str] = set()
+    for record in records:
+        if record.image_id in seen:
+            raise ValueError(f"image id {record.image_id!r} is given twice in one shard; ids must be unique")
+        seen.add(record.image_id)
+    if not records:
+        raise ValueError("a shard needs at least one image")
+
+
+@lru_cache(maxsize=1)
+def _write_options() -> dict[str, Any]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(IMAGES.empty_table(), sink)
+    schema = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    leaves = [schema.column(i).path for i in range(len(schema))]
+    others = [leaf for leaf in leaves if leaf != _IMAGE_BYTES]
+    return {
+        "compression": {leaf: "none" if leaf == _IMAGE_BYTES else "zstd" for leaf in leaves},
+        "use_dictionary": others,
+        "column_encoding": {_IMAGE_BYTES: "PLAIN"},
+        "write_statistics": others,
+        "write_page_index": True,
+    }
+
+
+def _to_parquet(table: pa.Table) -> memoryview:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_index=True)
+    return memoryview(sink.getvalue())
+
+
+def _byte_index(content: memoryview, records: Sequence[ImageRecord]) -> pa.Table:
+    """Where each image lies: PLAIN values are a 4-byte length, then the bytes."""
+    raw = bytes(content)
+    offsets, position = [], 0
+    for record in records:
+        size = len(record.image)
+        needle = struct.pack("<I", size) + record.image[:64]
+        while True:
+            position = raw.find(needle, position)
+            assert position >= 0, f"{record.image_id} is not contiguous in its shard"
+            if raw[position + 4 : position + 4 + size] == record.image:
+                break
+            position += 1
+        offsets.append(position + 4)
+        position += 4 + size
+    return pa.table(
+        {
+            "image_id": [r.image_id for r in records],
+            "sha256": [r.sha256 for r in records],
+            "offset": offsets,
+            "length": [len(r.image) for r in records],
+        },
+        schema=_INDEX,
+    )
+
+
+# Reading. Files are named by content, so what was read of one stays true: caches never go stale.
+
+
+@lru_cache(maxsize=64)
+def _store(uri: str) -> Store:
+    return Store.open(uri)
+
+
+@lru_cache(maxsize=1024)
+def _footer(uri: str, path: str) -> pq.FileMetaData:
+    with _store(uri).open_arrow(path) as stream:
+        return pq.read_metadata(stream)
+
+
+@lru_cache(maxsize=16)
+def _label_table(uri: str, path: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(_store(uri).read_bytes(path)))
+
+
+@lru_cache(maxsize=64)
+def _index_table(uri: str, stem: str) -> dict[str, list[Any]]:
+    table = pq.read_table(pa.BufferReader(_store(uri).read_bytes(index_path(stem))))
+    return table.to_pydict()
+
+
+def read_labels(ref: ShardRef) -> list[LabelRow]:
+    """All label rows of a shard, in its order."""
+    return labels_from_arrow(_label_table(ref.uri, ref.label_path))
+
+
+def read_label_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a shard's labels; ``objects.id`` reads one leaf of the struct."""
+    content = _store(ref.uri).read_bytes(ref.label_path)
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns=list(columns))
+
+
+def read_row_group(
+    ref: RowGroupRef, splits: Collection[str] | None = None, *, verify: bool = True
+) -> list[ImageRecord]:
+    """The images of a row group joined with their labels, in the shard's order.
+
+    Args:
+        ref: which row group.
+        splits: keep only these; None keeps all. Bytes are not read where none remain.
+        verify: compare each image with its sha256.
+    Raises:
+        CorruptShard: stored bytes differ from their digest.
+    """
+    labels = _label_table(ref.shard.uri, ref.shard.label_path)
+    labels = labels.filter(pc.field("row_group") == ref.row_group)
+    if splits is not None:
+        labels = labels.filter(pc.field("split").isin(list(splits)))
+    if labels.num_rows == 0:
+        return []
+    footer = _footer(ref.shard.uri, ref.shard.image_path)
+    first = sum(footer.row_group(i).num_rows for i in range(ref.row_group))
+    with _store(ref.shard.uri).open_arrow(ref.shard.image_path) as stream:
+        images = pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read_row_group(ref.row_group)
+        rows = labels_from_arrow(labels)
+        records = _join(images, [row.row - first for row in rows], rows)
+    if verify:
+        for record in records:
+            _verify(record.image, record.sha256, record.image_id, ref.shard)
+    return records
+
+
+def read_shard(ref: ShardRef, splits: Collection[str] | None = None) -> Iterable[ImageRecord]:
+    """All images of a shard, row group by row group."""
+    for group in shard_row_groups(ref):
+        yield from read_row_group(group, splits)
+
+
+def shard_row_groups(ref: ShardRef) -> list[RowGroupRef]:
+    """The row groups of a shard of which at least one image is in the label set. Reads the label file only."""
+    table = read_label_columns(ref, ["row_group", "split"])
+    counted: dict[int, dict[str, int]] = {}
+    for group, split in zip(table["row_group"].to_pylist(), table["split"].to_pylist(), strict=True):
+        splits = counted.setdefault(group, {})
+        splits[split] = splits.get(split, 0) + 1
+    return [
+        RowGroupRef(shard=ref, row_group=group, rows=sum(splits.values()), splits=splits)
+        for group, splits in sorted(counted.items())
+    ]
+
+
+def read_image(ref: ShardRef, row: int) -> bytes:
+    """One image by its row in the shard: one range read once the shard's index is known."""
+    index = _index_table(ref.uri, shard_stem(ref.image_path))
+    if not 0 <= row < len(index["image_id"]):
+        raise ValueError(f"row {row} is not in {ref.image_path}, which has {len(index['image_id'])} images")
+    image = _store(ref.uri).read_range(ref.image_path, index["offset"][row], index["length"][row])
+    _verify(image, index["sha256"][row], index["image_id"][row], ref)
+    return image
+
+
+def read_image_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
+    """Columns of an image shard other than the bytes."""
+    footer = _footer(ref.uri, ref.image_path)
+    with _store(ref.uri).open_arrow(ref.image_path) as stream:
+        return pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read(columns=list(columns))
+
+
+def _verify(image: bytes, sha256: str, image_id: str, ref: ShardRef) -> None:
+    if hashlib.sha256(image).hexdigest() != sha256:
+        raise CorruptShard(
+            f"{ref.image_path} in {ref.uri}: the stored bytes of {image_id!r} differ from their sha256; "
+            "restore the file from a copy, or ingest the source again into a new dataset"
+        )
+
+
+def _join(images: pa.Table, places: Sequence[int], rows: Sequence[LabelRow]) -> list[ImageRecord]:
+    columns = {f.name: images.column(f.name) for f in IMAGES}
+    plain = {name: column.to_pylist() for name, column in columns.items() if name != "image"}
+    contents = columns["image"].combine_chunks()
+    contents = contents.chunk(0) if isinstance(contents, pa.ChunkedArray) else contents
+    image_bytes = contents.field("bytes")
+    records = []
+    for place, row in zip(places, rows, strict=True):
+        values = {name: column[place] for name, column in plain.items()}
+        assert values["image_id"] == row.image_id, "labels and images of a shard disagree"
+        values["extra"] = load_json(values["extra"])
+        for name in ("license", "url", "group_id"):
+            values[name] = values[name] or ""
+        record = ImageRecord(image=image_bytes[place].as_py(), annotations=row.annotations, split=row.split, **values)
+        records.append(record)
+    return records

@@ -1,0 +1,294 @@
+"""Files under one root, on any fsspec scheme: local disks, S3, GCS, memory.
+
+Paths given to a ``Store`` are relative to its root and use ``/``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import fsspec
+import pyarrow as pa
+
+_CREATE_ATTEMPTS = 8
+_S3_SCHEMES = frozenset({"s3", "s3a"})
+T = TypeVar("T")
+
+
+def redact(uri: str) -> str:
+    """The URI without user name, password or signed query: safe for rows, logs and messages."""
+    uri = re.sub(r"^([a-z0-9+.-]+://)[^/@]*@", r"\1", uri, flags=re.IGNORECASE)
+    return uri.split("?", 1)[0] if "://" in uri else uri
+
+
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """A URI that means the same in another working directory: plain paths become absolute ones."""
+    text = os.fspath(uri)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if "://" in text:
+        return text.rstrip("/") if not text.endswith("://") else text
+    return str(Path(text).expanduser().absolute())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStat:
+    """One listed file.
+
+    Attributes:
+        path: relative to the root of the store.
+        size: bytes.
+        etag: changes whenever the content does: the store's etag, or else the modification time.
+    """
+
+    path: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder on any file system. Cheap to pickle: a worker opens the file system anew from ``uri``."""
+
+    uri: str
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str]) -> Store:
+        """Raises ValueError where no such scheme is known or its package is missing."""
+        store = cls(absolute(uri))
+        try:
+            _ = store._fs_and_root
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"cannot open {redact(store.uri)}: {error}") from error
+        return store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __repr__(self) -> str:
+        return f"Store({redact(self.uri)!r})"
+
+    @cached_property
+    def _fs_and_root(self) -> tuple[Any, str]:
+        # Other processes add files all the time, so a cached listing would lie.
+        options = {} if self.is_local else {"use_listings_cache": False}
+        fs, root = fsspec.core.url_to_fs(self.uri, **options)
+        return fs, str(root).rstrip("/")
+
+    @property
+    def fs(self) -> Any:
+        return self._fs_and_root[0]
+
+    @property
+    def root(self) -> str:
+        return self._fs_and_root[1]
+
+    @property
+    def scheme(self) -> str:
+        return self.uri.split("://", 1)[0] if "://" in self.uri else "file"
+
+    @property
+    def is_local(self) -> bool:
+        return self.scheme == "file"
+
+    def join(self, *parts: str) -> str:
+        """The full URI of a path under the root."""
+        return "/".join([self.uri.rstrip("/"), *(p.strip("/") for p in parts if p)])
+
+    def sub(self, *parts: str) -> Store:
+        return Store.open(self.join(*parts))
+
+    def _full(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def read_bytes(self, path: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return bytes(_retrying(lambda: self.fs.cat_file(self._full(path))))
+
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``: one range request.
+
+        Raises:
+            ValueError: the file is shorter.
+        """
+        full = self._full(path)
+        content = bytes(_retrying(lambda: self.fs.cat_file(full, start=offset, end=offset + length)))
+        if len(content) != length:
+            raise ValueError(
+                f"{self.join(path)} ends before byte {offset + length}; it was cut or is not the file that was indexed"
+            )
+        return content
+
+    def open_arrow(self, path: str) -> pa.NativeFile:
+        """Random access for pyarrow; memory-mapped on a local disk."""
+        if self.is_local:
+            return pa.memory_map(self._full(path), "r")
+        return pa.PythonFile(self.fs.open(self._full(path), "rb", cache_type="none"), mode="r")
+
+    def open_read(self, path: str) -> IO[bytes]:
+        """Sequential read."""
+        stream: IO[bytes] = self.fs.open(self._full(path), "rb")
+        return stream
+
+    def write_bytes(self, path: str, content: bytes | memoryview) -> None:
+        """Create or replace a file; a reader sees all of it or none."""
+        if self.is_local:
+            temporary = self._write_temporary(path, content)
+            temporary.replace(self._full(path))
+            _sync_folder(Path(self._full(path)).parent)
+        else:
+            _retrying(lambda: self.fs.pipe_file(self._full(path), bytes(content)))
+
+    def upload(self, local: Path, path: str) -> None:
+        """Create or replace a file from a local one."""
+        if self.is_local:
+            self.write_bytes(path, local.read_bytes())
+        else:
+            _retrying(lambda: self.fs.put_file(str(local), self._full(path)))
+
+    def put_new(self, path: str, content: bytes) -> bool:
+        """Create a file that must not exist yet; exactly one of many racing callers wins.
+
+        Callers put a token of their own into ``content``: on an object store the answer of a won request can
+        be lost, and the retry then recognises itself by its bytes.
+
+        Returns:
+            True if the file is this caller's, False if another was first.
+        Raises:
+            ValueError: the store cannot create exclusively.
+        """
+        if self.is_local:
+            return self._link_new(path, content)
+        if self.scheme not in _S3_SCHEMES:
+            raise ValueError(
+                f"{self.scheme}:// cannot create a file exclusively, so racing writers could corrupt "
+                f"{redact(self.uri)}; write to a local disk or s3://"
+            )
+        full = self._full(path)
+        for attempt in range(_CREATE_ATTEMPTS):
+            try:
+                # A single PUT with If-None-Match; s3fs never cuts it into parts in this mode below 5 GB.
+                self.fs.pipe_file(full, content, mode="create", chunksize=5 * 2**30)
+                return True
+            except FileExistsError:
+                return self.read_bytes(path) == content
+            except OSError as error:
+                # 409: a racing conditional PUT is in flight; what became of it is known only later.
+                if attempt == _CREATE_ATTEMPTS - 1:
+                    raise
+                _wait(attempt, error)
+        raise AssertionError("unreachable")
+
+    def exists(self, path: str = "") -> bool:
+        return bool(self.fs.exists(self._full(path)))
+
+    def list_files(self, path: str = "") -> list[FileStat]:
+        """All files below ``path``, sorted by path; empty where there is no such folder."""
+        try:
+            found = self.fs.find(self._full(path), detail=True)
+        except FileNotFoundError:
+            return []
+        prefix = len(self.root) + 1
+        stats = [
+            FileStat(path=name[prefix:], size=int(entry["size"] or 0), etag=_etag(entry))
+            for name, entry in found.items()
+            if len(name) > prefix
+        ]
+        return sorted(stats, key=lambda stat: stat.path)
+
+    def stat(self, path: str = "") -> FileStat:
+        """Raises FileNotFoundError."""
+        entry = self.fs.info(self._full(path))
+        return FileStat(path=path, size=int(entry["size"] or 0), etag=_etag(entry))
+
+    def children(self, path: str = "") -> list[str]:
+        """Names of files and folders directly below ``path``."""
+        try:
+            names = self.fs.ls(self._full(path), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in names)
+
+    def files(self) -> Iterator[str]:
+        for stat in self.list_files():
+            yield stat.path
+
+    def _write_temporary(self, path: str, content: bytes | memoryview) -> Path:
+        target = Path(self._full(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return temporary
+
+    def _link_new(self, path: str, content: bytes) -> bool:
+        # os.link fails where the name exists, and never shows a half-written file.
+        temporary = self._write_temporary(path, content)
+        try:
+            os.link(temporary, self._full(path))
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        _sync_folder(temporary.parent)
+        return True
+
+
+def split_uri(uri: str) -> tuple[Store, str]:
+    """A file's URI as the store of its folder and its name there."""
+    folder, _, name = absolute(uri).rpartition("/")
+    return Store.open(folder or "/"), name
+
+
+def read_uri(uri: str) -> bytes:
+    """Raises FileNotFoundError."""
+    store, name = split_uri(uri)
+    return store.read_bytes(name)
+
+
+def _etag(entry: dict[str, Any]) -> str:
+    tag = entry.get("ETag") or entry.get("etag")
+    if tag:
+        return str(tag).strip('"')
+    modified = entry.get("mtime") or entry.get("LastModified") or entry.get("created") or ""
+    return str(modified)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _retrying(action: Callable[[], T], attempts: int = 4) -> T:
+    """Bodies cut in mid-read and 503s are retried; what is missing, forbidden or invalid is not."""
+    for attempt in range(attempts):
+        try:
+            return action()
+        except (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError as error:
+            if attempt == attempts - 1:
+                raise
+            _wait(attempt, error)
+    raise AssertionError("unreachable")
+
+
+def _wait(attempt: int, _error: OSError) -> None:
+    time.sleep(min(0.05 * 2**attempt, 2.0) * (0.5 + random.random()))
