@@ -1,0 +1,148 @@
+"""Augmentation by hand-computed cases."""
+
+import numpy as np
+import pytest
+import torch
+
+from detectors.structures import Target
+from detectors.transforms import (
+    Augmentation,
+    augment,
+    fit_size,
+    flip_horizontally,
+    flip_vertically,
+    keep_visible,
+    resize,
+    shift_colours,
+    zoom_and_place,
+)
+
+
+def make_target(boxes, *, keypoints=None, masks=None, iscrowd=None, labels=None):
+    n = len(boxes)
+    return Target(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(n, 4),
+        labels=torch.tensor(labels if labels is not None else [0] * n),
+        iscrowd=torch.tensor(iscrowd if iscrowd is not None else [False] * n),
+        masks=masks,
+        keypoints=None if keypoints is None else torch.tensor(keypoints, dtype=torch.float32),
+    )
+
+
+IMAGE = torch.arange(3 * 20 * 30, dtype=torch.int32).remainder(251).to(torch.uint8).reshape(3, 20, 30)
+
+
+def test_horizontal_flip_moves_boxes_masks_and_swaps_keypoints_of_the_class_that_has_pairs():
+    keypoints = [[[1, 5, 2], [4, 6, 1], [9, 9, 2]]] * 2
+    masks = torch.zeros(2, 20, 30, dtype=torch.bool)
+    masks[:, 4, 7] = True
+    target = make_target([[0, 2, 10, 8], [5, 5, 6, 6]], keypoints=keypoints, masks=masks, labels=[0, 1])
+    image, flipped = flip_horizontally(IMAGE, target, flip_pairs=[[(0, 1)], []])
+    assert torch.equal(image[:, :, 0], IMAGE[:, :, 29])
+    assert flipped.boxes.tolist() == [[20, 2, 30, 8], [24, 5, 25, 6]]
+    assert flipped.keypoints[0].tolist() == [[26, 6, 1], [29, 5, 2], [21, 9, 2]]
+    assert flipped.keypoints[1].tolist() == [[29, 5, 2], [26, 6, 1], [21, 9, 2]]
+    assert flipped.masks[0].nonzero().tolist() == [[4, 22]]
+
+
+def test_vertical_flip_swaps_left_and_right_too_as_it_makes_a_mirror_image():
+    target = make_target([[0, 2, 10, 8]], keypoints=[[[1, 5, 2], [4, 6, 1]]])
+    image, flipped = flip_vertically(IMAGE, target, flip_pairs=[[(0, 1)]])
+    assert torch.equal(image[:, 0], IMAGE[:, 19])
+    assert flipped.boxes.tolist() == [[0, 12, 10, 18]]
+    assert flipped.keypoints[0].tolist() == [[4, 14, 1], [1, 15, 2]]
+
+
+def test_two_flips_are_none():
+    target = make_target([[1, 2, 10, 8]], keypoints=[[[1, 5, 2], [4, 6, 1]]])
+    for flip in (flip_horizontally, flip_vertically):
+        image, back = flip(*flip(IMAGE, target, [[(0, 1)]]), [[(0, 1)]])
+        assert torch.equal(image, IMAGE)
+        assert torch.equal(back.boxes, target.boxes)
+        assert torch.equal(back.keypoints, target.keypoints)
+
+
+def test_resize_keeps_the_aspect_and_scales_every_field():
+    masks = torch.zeros(1, 20, 30, dtype=torch.bool)
+    masks[0, :10, :15] = True
+    target = make_target([[3, 2, 30, 20]], keypoints=[[[15, 10, 2]]], masks=masks)
+    image, resized = resize(IMAGE, target, 60)
+    assert image.shape == (3, 40, 60) and image.dtype == torch.uint8
+    assert resized.boxes.tolist() == [[6, 4, 60, 40]]
+    assert resized.keypoints[0].tolist() == [[30, 20, 2]]
+    assert resized.masks.shape == (1, 40, 60)
+    assert resized.masks[0, :20, :30].all() and resized.masks.sum() == 600
+
+
+def test_fit_size_rounds_and_never_gives_zero():
+    assert fit_size(480, 640, 416) == (312, 416)
+    assert fit_size(1000, 1, 100) == (100, 1)
+
+
+def test_zoom_in_takes_the_crop_that_place_names():
+    target = make_target([[10, 10, 20, 20]])
+    image, moved = zoom_and_place(IMAGE, target, size=30, zoom=2.0, place=(1.0, 1.0), fill=(0, 0, 0))
+    assert image.shape == (3, 20, 30)
+    assert moved.boxes.tolist() == [[-10, 0, 10, 20]]  # crop x 15..30, y 10..20, enlarged twice
+
+
+def test_zoom_out_leaves_fill_around_the_image():
+    target = make_target([[0, 0, 30, 20]])
+    image, moved = zoom_and_place(
+        torch.full((3, 20, 30), 200, dtype=torch.uint8), target, size=30, zoom=0.5, place=(0, 1), fill=(1, 2, 3)
+    )
+    assert moved.boxes.tolist() == [[0, 10, 15, 20]]
+    assert (image[:, 10:, :15] == 200).all()
+    assert image[:, 0, 0].tolist() == [1, 2, 3] and image[:, 19, 15].tolist() == [1, 2, 3]
+
+
+def test_keep_visible_removes_all_fields_of_what_is_gone_and_keeps_crowds():
+    masks = torch.zeros(5, 20, 30, dtype=torch.bool)
+    boxes = [[0, 0, 10, 10], [-9, 0, 1, 10], [25, 5, 35, 15], [-90, 0, 10, 10], [5, 5, 6, 15]]
+    keypoints = [[[1, 1, 2]], [[-1, 1, 2]], [[31, 6, 2]], [[1, 1, 0]], [[5, 5, 1]]]
+    target = make_target(
+        boxes, masks=masks, keypoints=keypoints, iscrowd=[False, False, False, True, False], labels=[0, 1, 2, 3, 4]
+    )
+    kept = keep_visible(target, height=20, width=30, min_visible=0.25, min_size=2)
+    assert kept.labels.tolist() == [0, 2, 3]
+    assert kept.boxes.tolist() == [[0, 0, 10, 10], [25, 5, 30, 15], [0, 0, 10, 10]]
+    assert kept.iscrowd.tolist() == [False, False, True]
+    assert len(kept.masks) == len(kept.keypoints) == 3
+    assert kept.keypoints[1].tolist() == [[0, 0, 0]]  # outside the image: not labelled any more
+
+
+def test_colours_do_what_they_are_called():
+    grey = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    assert (shift_colours(grey, brightness=1.5) == 150).all()
+    assert (shift_colours(grey, contrast=0.3) == 100).all()
+    assert (shift_colours(grey, saturation=0.2, hue=0.25).int() - 100).abs().max() <= 1
+    red = torch.tensor([200, 20, 20], dtype=torch.uint8)[:, None, None].expand(3, 4, 4)
+    pale = shift_colours(red, saturation=0.0)[:, 0, 0].int()
+    assert pale.max() - pale.min() <= 1 and abs(int(pale[0]) - 74) <= 1  # 0.299*200 + 0.701*20
+    turned = shift_colours(red, hue=0.5)[:, 0, 0]
+    assert turned.argmin() == 0
+    black_white = torch.tensor([0, 255], dtype=torch.uint8).repeat(3, 4, 2)
+    assert shift_colours(black_white, contrast=0.5)[0, 0, 0] in (63, 64)
+    assert shift_colours(black_white, contrast=2.0).unique().tolist() == [0, 255]
+
+
+def test_without_variation_augment_is_a_resize():
+    plain = Augmentation(size=30, horizontal_flip=0.0)
+    image, target = augment(IMAGE, make_target([[1, 2, 10, 8]]), plain, np.random.default_rng(0))
+    assert torch.equal(image, IMAGE)
+    assert target.boxes.tolist() == [[1, 2, 10, 8]]
+
+
+def test_the_same_generator_state_gives_the_same_image():
+    strong = Augmentation(size=25, vertical_flip=0.5, scale=(0.5, 2.0), brightness=0.4, hue=0.1)
+    once, again, other = (
+        augment(IMAGE, make_target([[1, 2, 25, 18]]), strong, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(once[0], again[0]) and torch.equal(once[1].boxes, again[1].boxes)
+    assert not torch.equal(once[0], other[0])
+
+
+@pytest.mark.parametrize("wrong", [{"scale": (0, 1)}, {"scale": (2, 1)}, {"horizontal_flip": 1.5}, {"hue": 0.6}])
+def test_settings_out_of_range_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Augmentation(size=10, **wrong)

@@ -1,0 +1,81 @@
+"""Encoded images and annotations in, tensors out, and back."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detectors.structures import Prediction
+from pipelines.records import Annotations, Category, LabelMap
+from workers.batches import align_label_map, decode_image, to_annotations, to_target
+
+LABELS = LabelMap(categories=(Category(category_id=7, name="cat"), Category(category_id=3, name="dog")))
+
+
+def encode(pixels, kind, mode="RGB", **options):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_give_the_very_pixels(kind):
+    assert torch.equal(decode_image(encode(PIXELS, kind)), torch.from_numpy(PIXELS).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_every_kind_of_jpeg_becomes_rgb(mode):
+    smooth = np.full((16, 24, 3), 90, np.uint8)
+    image = decode_image(encode(smooth, "JPEG", mode, quality=95))
+    assert image.shape == (3, 16, 24) and image.dtype == torch.uint8
+    assert (image.int() - 90).abs().max() <= 4
+
+
+def test_exif_rotation_is_not_applied_as_boxes_are_in_the_stored_frame():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(encode(PIXELS, "JPEG", exif=exif)).shape == (3, 12, 17)
+
+
+@pytest.mark.parametrize("image", [b"", b"no image", b"\xff\xd8\xff\xe0 cut"])
+def test_unreadable_bytes_are_an_error_with_the_images_name(image):
+    with pytest.raises(ValueError, match=r"a/b\.jpg cannot be decoded"):
+        decode_image(image, name="a/b.jpg")
+
+
+def test_annotations_become_labels_in_the_label_maps_order():
+    target = to_target(Annotations.from_boxes(np.array([[1, 2, 3, 4], [0, 0, 5, 5]]), np.array([3, 7])), LABELS)
+    assert target.labels.tolist() == [1, 0]
+    assert target.boxes.tolist() == [[1, 2, 4, 6], [0, 0, 5, 5]]
+    assert target.iscrowd.tolist() == [False, False]
+
+
+def test_an_image_without_objects_is_a_target_of_none():
+    target = to_target(Annotations.empty(), LABELS)
+    assert target.boxes.shape == (0, 4) and target.labels.shape == (0,) and target.labels.dtype == torch.int64
+
+
+def test_predictions_go_back_to_the_sources_ids():
+    prediction = Prediction(
+        boxes=torch.tensor([[1.0, 2, 4, 6]]), labels=torch.tensor([1]), scores=torch.tensor([0.5]), size=(10, 10)
+    )
+    annotations = to_annotations(prediction, LABELS)
+    assert annotations.boxes_xywh.tolist() == [[1, 2, 3, 4]]
+    assert annotations.category_ids.tolist() == [3] and annotations.scores.tolist() == [0.5]
+
+
+def test_categories_are_matched_by_name_in_the_models_order():
+    model = LabelMap(categories=(Category(category_id=0, name="dog"), Category(category_id=1, name="cat")))
+    aligned = align_label_map(LABELS, model, model_uri="m")
+    assert [(c.name, c.category_id) for c in aligned.categories] == [("dog", 3), ("cat", 7)]
+
+
+def test_other_categories_are_an_error_that_names_them():
+    model = LabelMap(categories=(Category(category_id=0, name="dog"), Category(category_id=1, name="bird")))
+    with pytest.raises(ValueError, match="the model lacks cat; the dataset lacks bird"):
+        align_label_map(LABELS, model, model_uri="s3://m")

@@ -1,0 +1,103 @@
+"""Where Arrow meets tensors: encoded images and annotations into what detectors take, and predictions back.
+
+Boxes are in the stored frame of an image, so EXIF rotation is never applied here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+from detectors.structures import Prediction, Target
+from pipelines.records import Annotations, ImageRecord, LabelMap
+
+
+def decode_image(image: bytes, *, name: str = "image") -> Tensor:
+    """Pixels of an encoded image.
+
+    Args:
+        image: JPEG, PNG or anything else that Pillow reads.
+        name: how to call the image in an error.
+    Returns:
+        (3, H, W) uint8 RGB in the stored, unrotated frame; transparency is dropped.
+    Raises:
+        ValueError: the bytes are no readable image.
+    """
+    encoded = (
+        torch.frombuffer(bytearray(image), dtype=torch.uint8) if image else torch.empty(0, dtype=torch.uint8)
+    )
+    try:
+        if image[:3] == b"\xff\xd8\xff":
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=False)
+        if image[:8] == b"\x89PNG\r\n\x1a\n":
+            return decode_png(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=False)
+    except RuntimeError:
+        pass  # CMYK and other rarities: Pillow knows more kinds, and its error says more.
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            pixels = np.array(opened.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be decoded: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def to_target(annotations: Annotations, label_map: LabelMap) -> Target:
+    """The boxes of an image as a detector's target, in stored pixels.
+
+    Args:
+        annotations: truth, or another model's predictions.
+        label_map: gives the labels; its order is the model's.
+    """
+    return Target(
+        boxes=torch.from_numpy(annotations.boxes).float().reshape(-1, 4),
+        labels=torch.from_numpy(label_map.to_labels(annotations.category_ids)),
+        iscrowd=torch.from_numpy(np.asarray(annotations.iscrowd, np.bool_)),
+    )
+
+
+def to_image_and_target(record: ImageRecord, label_map: LabelMap) -> tuple[Tensor, Target]:
+    """A labelled record as (3, H, W) uint8 and its target."""
+    assert record.annotations is not None, f"{record.image_id} is unlabelled; the reader gives labelled ones"
+    return decode_image(record.image, name=record.image_id), to_target(record.annotations, label_map)
+
+
+def to_annotations(prediction: Prediction, label_map: LabelMap) -> Annotations:
+    """A prediction as annotations with scores and the source's category ids."""
+    boxes = prediction.boxes.detach().double().cpu().numpy().reshape(-1, 4)
+    boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return Annotations.from_boxes(
+        boxes_xywh,
+        label_map.to_category_ids(prediction.labels.cpu().numpy()),
+        scores=prediction.scores.detach().double().cpu().numpy(),
+    )
+
+
+def align_label_map(dataset: LabelMap, model: LabelMap, *, model_uri: str) -> LabelMap:
+    """The dataset's categories in the order of the model's classes; they are matched by name.
+
+    Raises:
+        ValueError: the two do not have the same names.
+    """
+    missing = [name for name in dataset.names if name not in model.names]
+    unknown = [name for name in model.names if name not in dataset.names]
+    if missing or unknown:
+        raise ValueError(
+            f"the classes of the model {model_uri} are not those of the dataset: "
+            f"{_listed('the model lacks', missing)}{'; ' if missing and unknown else ''}"
+            f"{_listed('the dataset lacks', unknown)}. Use a dataset with the same category names, or train "
+            "without init_from"
+        )
+    by_name = {category.name: category for category in dataset.categories}
+    return LabelMap(categories=tuple(by_name[name] for name in model.names))
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return f"{what} {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"

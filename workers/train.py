@@ -1,0 +1,225 @@
+"""Training as one call: check everything, train on Ray, hand back a reference to the model."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import detectors
+from pipelines.records import LabelMap
+from pipelines.storage import Store, absolute, redact
+from pipelines.versions import Dataset, open_dataset
+from workers.batches import align_label_map
+from workers.cluster import ray_session
+from workers.loader import steps_per_epoch
+from workers.models import fetch_backbone, fetch_model, file_digest
+from workers.progress import Progress, ProgressBoard
+from workers.saved_model import read_trained
+from workers.train_config import AugmentConfig, ModelRef, TrainConfig, TrainJob
+
+__all__ = ["AugmentConfig", "ModelRef", "TrainConfig", "train"]
+
+
+def train(config: TrainConfig, progress: Progress | None = None) -> ModelRef:
+    """Trains a detector on a dataset's split, on ``config.workers`` processes.
+
+    A run is named by the digest of its settings and inputs: the same call again goes on after the last epoch that
+    was finished, and returns at once where the model is there already.
+
+    Args:
+        config: what to train on what, and where the model goes.
+        progress: called as ``progress("train", steps_done, steps, epoch=..., loss=..., lr=..., AP=...)``.
+    Returns:
+        The model in ``config.out``.
+    Raises:
+        ValueError: before Ray starts, for a bad setting, split, detector, model or category; while it runs
+            (``NonFiniteLoss``), where the loss is no number any more.
+        RuntimeError: a worker failed.
+    """
+    dataset = open_dataset(config.dataset)
+    job = prepare(config, dataset)
+    finished = read_trained(job.config.out)
+    if finished is not None:
+        if finished.job_digest == job.digest:
+            return finished.model
+        if not config.overwrite:
+            raise ValueError(
+                f"{redact(job.config.out)} holds a model of another training run (other settings or another "
+                "dataset version); give another out, or set overwrite"
+            )
+    cores = os.cpu_count() or 1
+    with ray_session(config.ray_address, num_cpus=max(cores, config.workers * (config.cpus_per_worker or 1))):
+        _run(job, steps=_total_steps(config, dataset), progress=progress)
+    trained = read_trained(job.config.out)
+    assert trained is not None and trained.job_digest == job.digest, "rank 0 saves the model before it ends"
+    return trained.model
+
+
+def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
+    """Checks a run against its dataset and model, and names it.
+
+    Raises:
+        ValueError: see ``train``.
+    """
+    for split in filter(None.__ne__, (config.train_split, config.val_split)):
+        _check_split(dataset, str(split), config.workers)
+    if sum(dataset.index((config.train_split,))["num_objects"].to_pylist()) == 0:
+        raise ValueError(
+            f"split {config.train_split!r} of {dataset.reference} has no objects; a detector cannot learn from it"
+        )
+    label_map: LabelMap = dataset.label_map
+    name = config.detector
+    options = {**config.detector_options, "image_size": config.image_size}
+    inputs = {"dataset": dataset.digest}
+    if config.init_from is not None:
+        model = detectors.load(fetch_model(config.init_from))
+        label_map = align_label_map(
+            label_map, LabelMap.from_json(model.categories), model_uri=redact(absolute(config.init_from))
+        )
+        name, options = model.spec.name, {**model.spec.options, **options}
+        inputs["init_from"] = model.digest
+    else:
+        weights = fetch_backbone(config.pretrained_backbone, name)
+        inputs["backbone"] = "" if weights is None else file_digest(weights)
+    # Built here once, so that an unknown name or option is told before a cluster starts.
+    detectors.create(name, num_classes=len(label_map), pretrained_backbone=None, **options)
+    config = replace(
+        config,
+        dataset=dataset.reference,
+        out=absolute(config.out),
+        init_from=None if config.init_from is None else absolute(config.init_from),
+        detector=name,
+        detector_options=options,
+    )
+    return TrainJob(
+        config=config,
+        reference=dataset.reference,
+        dataset_digest=dataset.digest,
+        categories=tuple(label_map.to_json()),
+        detector=name,
+        detector_options=options,
+        digest=config.job_digest(**inputs, categories=label_map.digest),
+        cpus_per_worker=config.cpus_per_worker or 1,
+    )
+
+
+def _run(job: TrainJob, *, steps: int, progress: Progress | None) -> None:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    from workers.train_loop import train_worker
+
+    config = job.config
+    use_gpu = _use_gpu(config)
+    job = replace(job, cpus_per_worker=config.cpus_per_worker or _cpus_per_worker(config.workers))
+    storage_path, storage_filesystem = _storage(f"{config.out}/_train")
+    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": job.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=job.run_name,
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    _wait(trainer.fit, board, steps, progress)
+
+
+def _wait(fit: Callable[[], Any], board: Any, steps: int, progress: Progress | None) -> None:
+    """Runs ``fit`` in a thread of its own, so that progress is told in the caller's."""
+    import ray
+
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    told = None
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+        if progress is not None:
+            done, numbers = ray.get(board.read.remote())
+            if (done, numbers) != told:
+                told = (done, numbers)
+                progress("train", done, steps, **numbers)
+    if failure:
+        raise _as_users_error(failure[0]) from failure[0]
+    if progress is not None:
+        progress("train", steps, steps, **ray.get(board.read.remote())[1])
+
+
+def _as_users_error(error: BaseException) -> BaseException:
+    """What went wrong on a worker, without the frames of Ray around it."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    if not isinstance(error, WorkerGroupError):
+        return error
+    causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    # A ValueError is about what the user gave; the other workers may only have lost their peer.
+    for cause in causes:
+        if isinstance(cause, ValueError):
+            return cause
+    return RuntimeError(f"a training worker failed: {causes[0] if causes else error}")
+
+
+def _storage(uri: str) -> tuple[str, Any]:
+    """Path and filesystem for Ray Train; any fsspec URL works, with the options of ours."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    store = Store.open(uri)
+    return store.root, None if store.is_local else PyFileSystem(FSSpecHandler(store.fs))
+
+
+def _use_gpu(config: TrainConfig) -> bool:
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if config.use_gpu is True and gpus < config.workers:
+        raise ValueError(f"use_gpu is set, but the cluster has {gpus:g} GPUs for {config.workers} workers")
+    return gpus >= config.workers if config.use_gpu == "auto" else bool(config.use_gpu)
+
+
+def _cpus_per_worker(workers: int) -> int:
+    """The cluster's CPUs shared out evenly, at least 1 and at most 8, and never more than a node has."""
+    import ray
+
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return max(1, min(8, sum(nodes) // workers, max(nodes, default=1)))
+
+
+def _check_split(dataset: Dataset, split: str, workers: int) -> None:
+    if split not in dataset.splits:
+        has = ", ".join(repr(name) for name in sorted(dataset.splits)) or "none"
+        raise ValueError(
+            f"there is no split {split!r} in {dataset.reference}; it has {has}. Choose train_split and val_split "
+            "among these (val_split None trains without validation)"
+        )
+    if dataset.splits[split] < workers:
+        raise ValueError(
+            f"split {split!r} of {dataset.reference} has {dataset.splits[split]} image(s), too few for {workers} workers"
+        )
+
+
+def _total_steps(config: TrainConfig, dataset: Dataset) -> int:
+    images = dataset.splits[config.train_split]
+    return config.epochs * steps_per_epoch(images, batch_size=config.batch_size, world=config.workers)

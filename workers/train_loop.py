@@ -1,0 +1,336 @@
+"""What one training worker does, from top to bottom; ``train_worker`` is the recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detectors import Detector, Target, create, load
+from detectors.batching import make_batch
+from detectors.transforms import Augmentation
+from pipelines.metrics.coco import evaluate_boxes
+from pipelines.records import Annotations, LabelMap
+from pipelines.versions import Dataset, open_dataset
+from workers.batches import to_annotations
+from workers.loader import (
+    RowGroupReader,
+    Sample,
+    epoch_plan,
+    evaluation_batches,
+    list_row_groups,
+    shard_of_rank,
+    training_batches,
+)
+from workers.models import fetch_backbone, fetch_model
+from workers.optimization import learning_rate, make_optimizer, set_learning_rate, update_average
+from workers.saved_model import save_trained
+from workers.train_config import TrainConfig, TrainJob
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class NonFiniteLoss(ValueError):
+    """The loss or its gradient is not a finite number any more; the message names the batch."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """All of a run that changes; a checkpoint holds it between two epochs.
+
+    Attributes:
+        detector: the weights that learn.
+        average: their moving average, None where it is off.
+        epoch: epochs done.
+        history: one entry an epoch.
+    """
+
+    detector: Detector
+    average: Detector | None
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def final(self) -> Detector:
+        """What is validated and saved."""
+        return self.detector if self.average is None else self.average
+
+
+def train_worker(loop: dict[str, Any]) -> None:
+    """Trains on one of the run's workers; Ray Train calls it on each with the same argument.
+
+    Args:
+        loop: ``job``: the TrainJob; ``board``: handle of the ProgressBoard.
+    Raises:
+        NonFiniteLoss: on all workers in the same step.
+    """
+    job: TrainJob = loop["job"]
+    config, board = job.config, loop["board"]
+    worker = ray.train.get_context()
+    rank, world = worker.get_world_rank(), worker.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(job.cpus_per_worker)
+    torch.manual_seed(config.seed)
+
+    label_map = LabelMap.from_json(job.categories)
+    dataset = open_dataset(job.reference)
+    training = list_row_groups(dataset, config.train_split)
+    reader = RowGroupReader(training, max_bytes=config.cache_mb * 2**20)
+    state = start_or_resume(job, device)
+    validator = Validator(config, dataset, label_map, rank=rank, world=world)
+    model = _distribute(state.detector, world, device)
+
+    while state.epoch < config.epochs:
+        started = time.perf_counter()
+        plan = epoch_plan(
+            [len(group.image_ids) for group in training],
+            batch_size=config.batch_size,
+            epoch=state.epoch,
+            seed=config.seed,
+            world=world,
+            rank=rank,
+        )
+        batches = training_batches(
+            reader,
+            plan,
+            label_map=label_map,
+            augmentation=augmentation(config, state.detector),
+            seed=(config.seed, state.epoch, rank),
+            threads=max(1, job.cpus_per_worker // 2),
+        )
+        numbers = train_epoch(model, state, batches, len(plan), config, rank, board)
+        numbers["seconds_training"] = round(time.perf_counter() - started, 3)
+        state.epoch += 1
+        numbers |= validator.after_epoch(state, device, board)
+        numbers["seconds"] = round(time.perf_counter() - started, 3)
+        state.history.append({"epoch": state.epoch, **numbers})
+        report(state, rank)
+
+    if rank == 0:
+        save_trained(state.final, job, state.history)
+
+
+def start_or_resume(job: TrainJob, device: torch.device) -> TrainState:
+    """The state after the last checkpoint of this run, or the one before the first step."""
+    checkpoint = ray.train.get_checkpoint()
+    config = job.config
+    detector = build_detector(job, pretrained=checkpoint is None)
+    # Convolutions on the CPU, and tensor cores, work on channels-last memory without a copy.
+    detector = detector.to(device, memory_format=torch.channels_last).train()
+    average = copy.deepcopy(detector).eval().requires_grad_(False) if config.ema else None
+    state = TrainState(detector=detector, average=average, optimizer=make_optimizer(detector, config))
+    if checkpoint is None:
+        return state
+    with checkpoint.as_directory() as folder:
+        saved = torch.load(Path(folder) / CHECKPOINT, map_location=device, weights_only=True)
+    detector.load_state_dict(saved["detector"])
+    if average is not None:
+        average.load_state_dict(saved["average"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.epoch, state.history = saved["epoch"], saved["history"]
+    return state
+
+
+def build_detector(job: TrainJob, *, pretrained: bool) -> Detector:
+    """The detector of a job.
+
+    Args:
+        pretrained: False leaves random weights, for a checkpoint to replace.
+    """
+    config = job.config
+    if config.init_from is not None and pretrained:
+        return load(fetch_model(config.init_from)).detector
+    weights = fetch_backbone(config.pretrained_backbone, job.detector) if pretrained and not config.init_from else None
+    return create(
+        job.detector, num_classes=len(job.categories), pretrained_backbone=weights, **job.detector_options
+    )
+
+
+def augmentation(config: TrainConfig, detector: Detector) -> Augmentation:
+    """The run's augmentation at the detector's input size."""
+    red, green, blue = (round(mean) for mean in detector.preprocessing.mean)
+    return Augmentation(
+        size=detector.preprocessing.size, fill=(red, green, blue), **asdict(config.augment)
+    )
+
+
+def train_epoch(
+    model: nn.Module,
+    state: TrainState,
+    batches: Iterator[list[Sample]],
+    steps: int,
+    config: TrainConfig,
+    rank: int,
+    board: Any,
+) -> dict[str, float]:
+    """One pass over the training images.
+
+    Returns:
+        Means over all steps and workers: ``loss``, ``loss_<name>``, ``grad_norm``; the last ``lr``; ``images`` seen.
+    """
+    detector = state.detector
+    device = next(detector.parameters()).device
+    autocast = autocast_for(config, device)
+    learning = [p for p in detector.parameters() if p.requires_grad]
+    model.train()
+    torch.manual_seed(int(np.random.default_rng([config.seed, state.epoch, rank]).integers(2**31)))
+    sums: dict[str, float] = {}
+    for step, samples in enumerate(batches):
+        done = state.epoch * steps + step
+        lr = learning_rate(
+            done,
+            total_steps=config.epochs * steps,
+            lr=config.lr,
+            warmup_steps=config.warmup_steps,
+            final_lr_ratio=config.final_lr_ratio,
+        )
+        set_learning_rate(state.optimizer, lr)
+        batch = make_batch([sample.image for sample in samples], detector.preprocessing).to(device)
+        targets: list[Target] = [sample.target.to(device) for sample in samples]
+        with autocast:
+            losses = model(batch, targets)
+            total = torch.stack(list(losses.values())).sum()
+        state.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        grad_norm = nn.utils.clip_grad_norm_(learning, config.clip_norm or math.inf)
+        values = torch.stack([total, grad_norm, *losses.values()]).detach().float().tolist()
+        if not math.isfinite(values[0] + values[1]):
+            # The gradient is the same on all workers, so all come here in the same step.
+            raise _non_finite(values[0], samples, epoch=state.epoch + 1, step=step + 1, steps=steps, rank=rank)
+        state.optimizer.step()
+        if state.average is not None:
+            update_average(state.average, detector, decay=config.ema, step=done)
+        names = ["loss", "grad_norm", *(f"loss_{name}" for name in losses)]
+        for name, value in zip(names, values, strict=True):
+            sums[name] = sums.get(name, 0.0) + value
+        if rank == 0:
+            board.step.remote(done + 1, epoch=state.epoch + 1, loss=round(values[0], 4), lr=lr)
+    means = torch.tensor([value / steps for value in sums.values()], device=device)
+    if dist.is_initialized():
+        dist.all_reduce(means)
+        means /= dist.get_world_size()
+    return {**dict(zip(sums, means.tolist(), strict=True)), "lr": lr, "steps": steps}
+
+
+def autocast_for(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 autocast where it was asked for, or where "auto" finds it faster: on GPUs that have it."""
+    match config.precision:
+        case "float32":
+            use = False
+        case "bfloat16":
+            use = True
+        case "auto":
+            use = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16) if use else contextlib.nullcontext()
+
+
+class Validator:
+    """COCO metrics on the validation split, whose images are shared out over the workers."""
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, label_map: LabelMap, *, rank: int, world: int) -> None:
+        self._config, self._label_map, self._rank, self._world = config, label_map, rank, world
+        self._groups = () if config.val_split is None else list_row_groups(dataset, config.val_split)
+        self._reader = RowGroupReader(self._groups, max_bytes=config.cache_mb * 2**20)
+        # Pickled annotations travel over gloo whatever the gradients use.
+        self._channel = dist.new_group(backend="gloo") if world > 1 else None
+
+    def after_epoch(self, state: TrainState, device: torch.device, board: Any) -> dict[str, float]:
+        """``AP``, ``AP50``, ... on rank 0 where a validation is due, else nothing."""
+        due = state.epoch % self._config.val_every == 0 or state.epoch == self._config.epochs
+        if not due or not self._groups:
+            return {}
+        truths, detections = self._detect(state.final, device)
+        gathered: list[Any] = [None] * self._world
+        if self._channel is None:
+            gathered = [(truths, detections)]
+        else:
+            dist.gather_object((truths, detections), gathered if self._rank == 0 else None, group=self._channel)
+        if self._rank != 0:
+            return {}
+        metrics = evaluate_boxes(
+            [pair for truth, _ in gathered for pair in truth],
+            [pair for _, detected in gathered for pair in detected],
+            self._label_map,
+        )
+        numbers = {name: float(value) for name, value in metrics.stats.items()}
+        board.validated.remote(AP=round(numbers["AP"], 4), AP50=round(numbers["AP50"], 4))
+        return numbers
+
+    @torch.inference_mode()
+    def _detect(self, detector: Detector, device: torch.device) -> tuple[list[Any], list[Any]]:
+        everything = [(g, place) for g, group in enumerate(self._groups) for place in range(len(group.image_ids))]
+        share = shard_of_rank(len(everything), world=self._world, rank=self._rank)
+        truths: list[tuple[str, Annotations]] = []
+        detections: list[tuple[str, Annotations]] = []
+        was_training = detector.training
+        detector.eval()
+        samples = everything[share.start : share.stop]
+        for batch in evaluation_batches(self._reader, samples, batch_size=self._config.batch_size):
+            images = make_batch([image for _, image in batch], detector.preprocessing).to(device)
+            with autocast_for(self._config, device):
+                predictions = detector(images)
+            for (record, _), prediction in zip(batch, predictions, strict=True):
+                assert record.annotations is not None
+                truths.append((record.image_id, record.annotations))
+                detections.append((record.image_id, to_annotations(prediction, self._label_map)))
+        detector.train(was_training)
+        return truths, detections
+
+
+def report(state: TrainState, rank: int) -> None:
+    """Tells Ray Train the numbers of the epoch and gives it the checkpoint to keep."""
+    numbers = state.history[-1]
+    if rank != 0:
+        ray.train.report(numbers)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        saved = {
+            "detector": state.detector.state_dict(),
+            "average": None if state.average is None else state.average.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "epoch": state.epoch,
+            "history": state.history,
+        }
+        torch.save(saved, Path(folder) / CHECKPOINT)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        # A name for each epoch: an upload that was cut off is overwritten by the rerun, not left behind.
+        ray.train.report(numbers, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{state.epoch:04d}")
+
+
+def _distribute(detector: Detector, world: int, device: torch.device) -> nn.Module:
+    if world == 1:
+        return detector
+    # No buffer changes in training (BatchNorm is frozen), and a batch is moved by us.
+    return DistributedDataParallel(detector, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _non_finite(
+    loss: float, samples: Sequence[Sample], *, epoch: int, step: int, steps: int, rank: int
+) -> NonFiniteLoss:
+    """The same error on every worker, naming the batches whose own loss broke."""
+    mine = (rank, loss, [sample.image_id for sample in samples])
+    everyone: list[Any] = [mine]
+    if dist.is_initialized():
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+    culprits = [(r, value, ids) for r, value, ids in everyone if not math.isfinite(value)] or everyone
+    named = "; ".join(f"rank {r}: loss {value:.4g} on images {', '.join(ids)}" for r, value, ids in culprits)
+    return NonFiniteLoss(
+        f"training diverged in epoch {epoch}, step {step} of {steps}: loss or gradient is not finite. {named}. "
+        "Look at these images and their boxes, lower lr, or set clip_norm"
+    )
