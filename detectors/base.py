@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +35,28 @@ class Preprocessing:
         return cls(mean=tuple(values["mean"]), std=tuple(values["std"]), size=values["size"], divisor=values["divisor"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorSpec:
+    """What rebuilds a detector, weights apart.
+
+    Attributes:
+        name: in the catalog, or ``package.module:factory``.
+        num_classes: C, labels are 0..C-1.
+        options: all of them, JSON-ready, so that later defaults change nothing.
+    """
+
+    name: str
+    num_classes: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "num_classes": self.num_classes, "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DetectorSpec:
+        return cls(name=str(values["name"]), num_classes=int(values["num_classes"]), options=dict(values["options"]))
+
+
 class Detector(nn.Module, ABC):
     """A detector: ``losses`` to learn, ``predict`` to use.
 
@@ -41,8 +64,11 @@ class Detector(nn.Module, ABC):
     gradients only through ``forward``.
     """
 
+    spec: DetectorSpec
     preprocessing: Preprocessing
     num_classes: int
+    loaded_weights: Mapping[str, Any] | None = None
+    """Which file the first weights came from and what of it was used; part of a saved model's provenance."""
 
     @abstractmethod
     def losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:

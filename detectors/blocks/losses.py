@@ -1,0 +1,71 @@
+"""Losses of the dense detectors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss
+
+from detectors.blocks.codecs import decode_boxes, encode_boxes
+
+BoxLoss = Literal["smooth_l1", "l1", "giou"]
+BOX_LOSSES: tuple[BoxLoss, ...] = ("smooth_l1", "l1", "giou")
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), element by element.
+
+    Args:
+        logits, targets: of one shape; targets in {0, 1}.
+    Source: Lin et al. 2017, 1708.02002, equation 5; torchvision.ops.sigmoid_focal_loss.
+    """
+    signed = torch.where(targets > 0.5, logits, -logits)
+    alpha_t = torch.where(targets > 0.5, alpha, 1 - alpha)
+    return alpha_t * torch.sigmoid(-signed) ** gamma * F.softplus(-signed)
+
+
+def dense_focal_loss(
+    logits: Tensor, positives: Tensor, labels: Tensor, weights: Tensor, *, alpha: float, gamma: float
+) -> Tensor:
+    """Weighted sum of the focal loss over all anchors and classes, without a one-hot target.
+
+    Nearly every element is background, so all are summed as background, and the few true ones are put right.
+
+    Args:
+        logits: (N, C).
+        positives: (P,) int64, rows that show an object.
+        labels: (P,) int64, its label in 0..C-1.
+        weights: (N,) of each row; 0 ignores it.
+    Returns:
+        Scalar.
+    """
+    background = (1 - alpha) * torch.sigmoid(logits) ** gamma * F.softplus(logits)
+    total = (background.sum(1) * weights).sum()
+    true = logits[positives, labels]
+    as_object = alpha * torch.sigmoid(-true) ** gamma * F.softplus(-true)
+    return total + ((as_object - background[positives, labels]) * weights[positives]).sum()
+
+
+def box_regression_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor, *, kind: BoxLoss, beta: float) -> Tensor:
+    """Loss of each matched anchor, summed over its four numbers.
+
+    Args:
+        deltas: (P, 4) predicted.
+        boxes: (P, 4) xyxy, true.
+        anchors: (P, 4) xyxy.
+        kind: ``smooth_l1`` (Huber / beta, knee at ``beta``) or ``l1`` on deltas, ``giou`` on decoded boxes.
+    Returns:
+        (P,) losses.
+    """
+    match kind:
+        case "smooth_l1":
+            encoded = encode_boxes(boxes, anchors)
+            return F.smooth_l1_loss(deltas, encoded, beta=beta, reduction="none").sum(1)
+        case "l1":
+            return (deltas - encode_boxes(boxes, anchors)).abs().sum(1)
+        case "giou":
+            losses: Tensor = generalized_box_iou_loss(decode_boxes(deltas, anchors), boxes)
+            return losses

@@ -1,0 +1,143 @@
+"""The one table of detectors, and how one is made from it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from detectors.base import Detector, DetectorSpec
+from detectors.keymaps import load_backbone_weights
+from detectors.models.retinanet import RetinaNet, RetinaNetOptions
+
+
+class UnknownDetector(ValueError):
+    """No detector has this name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogEntry:
+    """A detector by name.
+
+    Attributes:
+        build: from number of classes and options.
+        options: its defaults; the fields of their class are what can be set.
+        task: what it finds.
+    """
+
+    build: Callable[[int, Any], Detector]
+    options: Any
+    task: str
+
+
+CATALOG: dict[str, CatalogEntry] = {
+    "retinanet_r18_fpn": CatalogEntry(build=RetinaNet, options=RetinaNetOptions(backbone="resnet18"), task="boxes"),
+    "retinanet_r50_fpn": CatalogEntry(build=RetinaNet, options=RetinaNetOptions(backbone="resnet50"), task="boxes"),
+    # Light enough to train on two CPU cores: narrow, GroupNorm in the head so that it learns in few steps at any
+    # batch size, anchors for images of half the paper's size.
+    "retinanet_lite0": CatalogEntry(
+        build=RetinaNet,
+        options=RetinaNetOptions(
+            backbone="tf_efficientnet_lite0",
+            mean=(127.0, 127.0, 127.0),
+            std=(128.0, 128.0, 128.0),
+            image_size=320,
+            head_norm="gn",
+            fpn_channels=64,
+            head_channels=64,
+            head_depth=2,
+            anchor_scale=3.0,
+            anchor_offset=0.5,
+            box_loss="giou",
+            box_loss_weight=2.0,
+            normalize_by="batch",
+            max_detections=100,
+        ),
+        task="boxes",
+    ),
+}
+
+
+def list_detectors() -> list[str]:
+    """Names that ``create`` knows, sorted."""
+    return sorted(CATALOG)
+
+
+def create(
+    name: str | DetectorSpec,
+    *,
+    num_classes: int | None = None,
+    pretrained_backbone: str | Path | None = None,
+    **options: Any,
+) -> Detector:
+    """Builds a detector with random weights, apart from its backbone's where they are given.
+
+    Args:
+        name: of the catalog, or ``package.module:factory`` where factory(num_classes=..., **options) makes a
+            ``Detector``, or the spec of a detector (which then says all the rest).
+        num_classes: C, labels are 0..C-1; there is no background class.
+        pretrained_backbone: local weights file (.pt, .pth, .bin, .safetensors) of the backbone.
+        options: the detector's own, such as ``image_size``; see its options class.
+    Raises:
+        UnknownDetector: no such name; near ones are told.
+        ValueError: an unknown or bad option, or weights that are not this backbone's.
+    """
+    if isinstance(name, DetectorSpec):
+        if num_classes is not None or options:
+            raise ValueError("a DetectorSpec says num_classes and options itself; change the spec instead")
+        spec = name
+        name, num_classes, options = spec.name, spec.num_classes, dict(spec.options)
+    if num_classes is None or num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; a detector needs at least one class")
+    if ":" in name:
+        detector = _from_factory(name, num_classes, options)
+    else:
+        entry = _entry(name)
+        resolved = _resolve(name, entry.options, options)
+        detector = entry.build(num_classes, resolved)
+        detector.spec = DetectorSpec(name=name, num_classes=num_classes, options=_to_json(asdict(resolved)))
+    if pretrained_backbone is not None:
+        detector.loaded_weights = asdict(load_backbone_weights(detector, Path(pretrained_backbone)))
+    return detector
+
+
+def _entry(name: str) -> CatalogEntry:
+    if name not in CATALOG:
+        near = difflib.get_close_matches(name, CATALOG, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(list_detectors())}."
+        raise UnknownDetector(f"there is no detector {name!r}; {hint}")
+    return CATALOG[name]
+
+
+def _resolve(name: str, defaults: Any, options: Mapping[str, Any]) -> Any:
+    known = [f.name for f in fields(defaults)]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}."
+            raise ValueError(f"{name} has no option {option!r}; {hint}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return type(defaults)(**{**asdict(defaults), **given})
+
+
+def _from_factory(name: str, num_classes: int, options: Mapping[str, Any]) -> Detector:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnknownDetector(
+            f"cannot find the detector factory {name!r}: {error}; write it as package.module:factory, importable "
+            "on every machine that uses it"
+        ) from error
+    detector = factory(num_classes=num_classes, **options)
+    if not isinstance(detector, Detector):
+        raise ValueError(f"{name} made a {type(detector).__name__}; it must make a detectors.Detector")
+    detector.spec = DetectorSpec(name=name, num_classes=num_classes, options=_to_json(options))
+    return detector
+
+
+def _to_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

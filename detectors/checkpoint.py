@@ -1,0 +1,181 @@
+"""A model on disk: ``model.safetensors`` and ``model.json``, told apart from any other by one digest.
+
+Only tensors and JSON are ever read, so a model from a stranger cannot run code (unless its spec names a factory
+that is installed here).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from detectors.base import Detector, DetectorSpec, Preprocessing
+from detectors.catalog import create
+
+SCHEMA_VERSION = 1
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+
+
+class BadCheckpoint(ValueError):
+    """A model directory is broken, incomplete, or not what its digest says."""
+
+
+class NewerCheckpoint(BadCheckpoint):
+    """A model was written by a newer boxmill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model as it was saved.
+
+    Attributes:
+        detector: in eval mode, on the CPU.
+        spec: that rebuilds it.
+        categories: as ``LabelMap.to_json`` gave them; label i is the i-th.
+        provenance: what the trainer wrote.
+        digest: sha256, hex, of the whole model.
+    """
+
+    detector: Detector
+    spec: DetectorSpec
+    categories: list[dict[str, Any]]
+    provenance: dict[str, Any]
+    digest: str
+
+
+def save(
+    detector: Detector,
+    spec: DetectorSpec | None,
+    directory: Path,
+    *,
+    categories: Sequence[Mapping[str, Any]],
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """Writes a model.
+
+    The description is written last and names the digest of the weights, so a directory that was cut short is
+    refused by ``load``, never half a model.
+
+    Args:
+        detector: whose weights are saved (as float32 or whatever they are).
+        spec: that rebuilds it; None is ``detector.spec``.
+        directory: made where missing; an older model in it is replaced.
+        categories: one an label, as ``LabelMap.to_json`` gives them.
+        provenance: JSON-ready; what made the model.
+    Returns:
+        The model's digest: sha256, hex, over weights and description.
+    Raises:
+        ValueError: as many categories as classes are needed.
+    """
+    spec = detector.spec if spec is None else spec
+    if len(categories) != spec.num_classes:
+        raise ValueError(f"{len(categories)} categories for a detector of {spec.num_classes} classes")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = directory / WEIGHTS
+    tensors = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
+    partial = weights.with_suffix(".partial")
+    save_file(tensors, partial)
+    (directory / DESCRIPTION).unlink(missing_ok=True)
+    partial.replace(weights)
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "spec": spec.to_json(),
+        "categories": [dict(c) for c in categories],
+        "preprocessing": detector.preprocessing.to_json(),
+        "provenance": {**(provenance or {}), "loaded_weights": _without_names(detector.loaded_weights)},
+        "files": {WEIGHTS: _sha256(weights)},
+    }
+    description["digest"] = _digest(description)
+    partial = directory / f"{DESCRIPTION}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(description, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(directory / DESCRIPTION)
+    return str(description["digest"])
+
+
+def load(directory: Path) -> LoadedModel:
+    """Reads a model and checks it against its digests.
+
+    Raises:
+        BadCheckpoint: a file is missing, broken or altered; the message names it.
+        NewerCheckpoint: the model needs a newer boxmill.
+        ValueError: the spec's detector is unknown here.
+    """
+    directory = Path(directory)
+    description = read_description(directory)
+    weights = directory / WEIGHTS
+    if not weights.is_file():
+        raise BadCheckpoint(f"{weights} is missing; copy the whole model directory")
+    if _sha256(weights) != description["files"][WEIGHTS]:
+        raise BadCheckpoint(f"{weights} is not the file that {DESCRIPTION} describes (sha256 differs); copy it again")
+    spec = DetectorSpec.from_json(description["spec"])
+    detector = create(spec)
+    try:
+        detector.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise BadCheckpoint(f"{weights} does not fit {spec.name} as {DESCRIPTION} specifies it: {error}") from error
+    detector.preprocessing = Preprocessing.from_json(description["preprocessing"])
+    return LoadedModel(
+        detector=detector.eval(),
+        spec=spec,
+        categories=list(description["categories"]),
+        provenance=dict(description["provenance"]),
+        digest=str(description["digest"]),
+    )
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """``model.json``, checked against its own digest; the weights are not looked at.
+
+    Raises:
+        BadCheckpoint, NewerCheckpoint: as ``load``.
+    """
+    path = Path(directory) / DESCRIPTION
+    if not path.is_file():
+        raise BadCheckpoint(f"{path} is missing; {directory} is no model, or was cut short while written")
+    try:
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = int(description["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadCheckpoint(f"{path} is no model description: {error}") from error
+    if version > SCHEMA_VERSION:
+        raise NewerCheckpoint(
+            f"{path} has schema version {version}, this boxmill reads up to {SCHEMA_VERSION}; upgrade boxmill"
+        )
+    lacking = {"spec", "categories", "preprocessing", "provenance", "files", "digest"} - description.keys()
+    if lacking or WEIGHTS not in description["files"]:
+        raise BadCheckpoint(f"{path} lacks {', '.join(sorted(lacking)) or WEIGHTS}")
+    if description["digest"] != _digest(description):
+        raise BadCheckpoint(f"{path} was altered after it was written (digest differs)")
+    return description
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    """Over all but the digest itself; the weights take part through their own sha256."""
+    content = {key: value for key, value in description.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_names(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A load report with counts instead of hundreds of tensor names, and without a path of this machine."""
+    if report is None:
+        return None
+    counts = {key: len(report[key]) for key in ("loaded", "left_out", "untouched")}
+    return {"source": Path(report["source"]).name, "sha256": report["sha256"], "key_map": report["key_map"], **counts}

@@ -1,0 +1,200 @@
+"""RetinaNet: Lin et al. 2017, "Focal Loss for Dense Object Detection", 1708.02002.
+
+Shape legend: B images, N anchors of all levels, n of one level, P positive anchors of the batch, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from detectors.base import Detector, Preprocessing
+from detectors.blocks.anchors import AnchorGrid, grid_anchors
+from detectors.blocks.backbones import Backbone
+from detectors.blocks.heads import DenseHead, DenseOutputs
+from detectors.blocks.losses import BOX_LOSSES, BoxLoss, box_regression_loss, dense_focal_loss
+from detectors.blocks.matchers import IGNORED, IouMatcher
+from detectors.blocks.necks import FeaturePyramid
+from detectors.blocks.norms import Norm
+from detectors.blocks.postprocess import DenseSelection, select_detections
+from detectors.structures import Batch, Prediction, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetinaNetOptions:
+    """All choices; the defaults are the paper's.
+
+    Attributes:
+        backbone: a timm ``features_only`` network.
+        mean, std: of its preprocessing, 0..255.
+        image_size: longer side, pixels.
+        norm: of the backbone: frozen_bn, bn or gn.
+        head_norm: of pyramid and subnets: none, gn or bn.
+        frozen_stages: first stages of the backbone that never change, 0 to 5.
+        fpn_channels, head_channels, head_depth, head_separable: the pyramid's width, the subnets' width, depth and
+            whether their convolutions are depthwise separable.
+        p6_source: P6 is made from C5 (paper) or P5 (torchvision).
+        anchor_scale, anchor_octaves, anchor_ratios, anchor_offset, anchor_style: see ``AnchorGrid``.
+        match_high, match_low, low_quality_matches: see ``IouMatcher``.
+        focal_alpha, focal_gamma, prior: of the focal loss and the classifier's first bias.
+        box_loss, smooth_l1_beta, box_loss_weight: see ``box_regression_loss``.
+        normalize_by: losses are divided by the positives of each image (paper) or of the batch.
+        score_threshold, topk, nms_iou, max_detections: see ``DenseSelection``.
+    """
+
+    backbone: str
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    image_size: int = 640
+    norm: Norm = "frozen_bn"
+    head_norm: Norm = "none"
+    frozen_stages: int = 0
+    fpn_channels: int = 256
+    head_channels: int = 256
+    head_depth: int = 4
+    head_separable: bool = False
+    p6_source: Literal["c5", "p5"] = "c5"
+    anchor_scale: float = 4.0
+    anchor_octaves: int = 3
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_offset: float = 0.0
+    anchor_style: Literal["paper", "torchvision"] = "paper"
+    match_high: float = 0.5
+    match_low: float = 0.4
+    low_quality_matches: bool = True
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    prior: float = 0.01
+    box_loss: BoxLoss = "smooth_l1"
+    smooth_l1_beta: float = 1.0
+    box_loss_weight: float = 1.0
+    normalize_by: Literal["image", "batch"] = "image"
+    score_threshold: float = 0.05
+    topk: int = 1000
+    nms_iou: float = 0.5
+    max_detections: int = 300
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("p6_source", ("c5", "p5")),
+            ("anchor_style", ("paper", "torchvision")),
+            ("normalize_by", ("image", "batch")),
+            ("box_loss", BOX_LOSSES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        if not 0 < self.prior < 1:
+            raise ValueError(f"prior is {self.prior}; it must lie between 0 and 1")
+        if self.image_size < 32:
+            raise ValueError(f"image_size is {self.image_size}; it must be at least 32 pixels")
+
+
+class RetinaNet(Detector):
+    """Backbone, pyramid P3-P7, one dense head; see ``RetinaNetOptions``."""
+
+    def __init__(self, num_classes: int, options: RetinaNetOptions) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.options = options
+        self.preprocessing = Preprocessing(mean=options.mean, std=options.std, size=options.image_size, divisor=32)
+        self.grid = AnchorGrid(
+            scale=options.anchor_scale,
+            octaves=options.anchor_octaves,
+            ratios=options.anchor_ratios,
+            offset=options.anchor_offset,
+            style=options.anchor_style,
+        )
+        self.matcher = IouMatcher(
+            high=options.match_high, low=options.match_low, low_quality=options.low_quality_matches
+        )
+        self.selection = DenseSelection(
+            score_threshold=options.score_threshold,
+            topk=options.topk,
+            nms_iou=options.nms_iou,
+            max_detections=options.max_detections,
+        )
+        self.backbone = Backbone(options.backbone, norm=options.norm, frozen_stages=options.frozen_stages)
+        self.neck = FeaturePyramid(
+            self.backbone.channels, options.fpn_channels, p6_source=options.p6_source, norm=options.head_norm
+        )
+        self.head = DenseHead(
+            in_channels=options.fpn_channels,
+            channels=options.head_channels,
+            depth=options.head_depth,
+            num_anchors=self.grid.num_anchors,
+            num_classes=num_classes,
+            prior=options.prior,
+            norm=options.head_norm,
+            separable=options.head_separable,
+        )
+
+    def dense(self, images: Tensor) -> DenseOutputs:
+        """Logits and deltas of every anchor of (B, 3, H, W) normalised images."""
+        outputs: DenseOutputs = self.head(self.neck(self.backbone(images)))
+        return outputs
+
+    def anchors(self, outputs: DenseOutputs, images: Tensor) -> Tensor:
+        """(N, 4) xyxy, model pixels."""
+        return grid_anchors(self.grid, outputs.shapes, (images.shape[-2], images.shape[-1]), outputs.logits[0].device)
+
+    def losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
+        """``classification`` (focal) and ``box_regression``, each normalised by matched anchors."""
+        outputs = self.dense(batch.images)
+        anchors = self.anchors(outputs, batch.images)
+        matched = torch.stack([self.matcher.match(t.boxes, t.iscrowd, anchors) for t in targets])
+        labels, boxes, first = _concatenate(targets)
+        per_object = self._weights(matched)
+        classification, regression = [], []
+        levels = [logits.shape[1] for logits in outputs.logits]
+        for logits, deltas, level_matched, level_anchors in zip(
+            outputs.logits, outputs.deltas, matched.split(levels, 1), anchors.split(levels)
+        ):
+            image, anchor = (level_matched >= 0).nonzero(as_tuple=True)
+            objects = level_matched[image, anchor] + first[image]
+            weights = torch.where(level_matched == IGNORED, 0.0, per_object[:, None])
+            classification.append(
+                dense_focal_loss(
+                    logits.float().flatten(0, 1),
+                    image * logits.shape[1] + anchor,
+                    labels[objects],
+                    weights.flatten(),
+                    alpha=self.options.focal_alpha,
+                    gamma=self.options.focal_gamma,
+                )
+            )
+            of_anchor = box_regression_loss(
+                deltas[image, anchor].float(),
+                boxes[objects],
+                level_anchors[anchor],
+                kind=self.options.box_loss,
+                beta=self.options.smooth_l1_beta,
+            )
+            regression.append((of_anchor * per_object[image]).sum())
+        return {
+            "classification": torch.stack(classification).sum(),
+            "box_regression": torch.stack(regression).sum() * self.options.box_loss_weight,
+        }
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Prediction]:
+        outputs = self.dense(batch.images)
+        return select_detections(outputs, self.anchors(outputs, batch.images), batch, self.selection)
+
+    def _weights(self, matched: Tensor) -> Tensor:
+        """(B,) weight of each image's anchors, so that sums become means over matched anchors."""
+        positives = (matched >= 0).sum(1)
+        match self.options.normalize_by:
+            case "image":
+                return 1.0 / (positives.clamp(min=1) * len(matched))
+            case "batch":
+                return (1.0 / positives.sum().clamp(min=1)).expand(len(matched))
+
+
+def _concatenate(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels and boxes of all images, and where each image's begin."""
+    counts = torch.tensor([len(t) for t in targets])
+    first = (counts.cumsum(0) - counts).to(targets[0].boxes.device)
+    return torch.cat([t.labels for t in targets]), torch.cat([t.boxes for t in targets]).float(), first
