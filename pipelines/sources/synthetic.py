@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap, Polygons
+from pipelines.sources import SourceItem
 from pipelines.sources.synthetic_outline import mask_to_polygons
 from pipelines.sources.synthetic_scene import Seen, draw, layout
 from pipelines.sources.synthetic_shapes import KINDS
@@ -28,6 +30,7 @@ _FEWEST_SEEN = 3
 _JPEG_QUALITY = 90
 _SMALLEST_SIDE = 96
 _IDS_AN_IMAGE = 100
+_DRAWING = 1  # raised when the same seed comes to draw something else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,15 @@ class SyntheticSource:
                 f"{_SMALLEST_SIDE} x {_SMALLEST_SIDE} pixels"
             )
 
+    @classmethod
+    def open(
+        cls, *, seed: int = 0, num_train: int = 500, num_val: int = 100, size: Sequence[int] = (256, 256)
+    ) -> SyntheticSource:
+        """From options as JSON gives them."""
+        if len(size) != 2:
+            raise ValueError(f"synthetic size {list(size)} must be width, height")
+        return cls(seed=seed, num_train=num_train, num_val=num_val, size=(size[0], size[1]))
+
     @property
     def options(self) -> dict[str, Any]:
         """JSON-ready; ``SyntheticSource(**options)`` is the same source."""
@@ -85,33 +97,48 @@ class SyntheticSource:
             )
         )
 
-    def record(self, split: str, index: int) -> ImageRecord:
-        """Draw one image with its truth.
+    def about(self) -> dict[str, Any]:
+        """What the pixels depend on beside the options."""
+        return {"drawing": _DRAWING, "numpy": np.__version__, "pillow": PIL.__version__}
 
-        Args:
-            split: ``train`` or ``val``.
-            index: from 0 within the split.
-        """
-        image, seen = self._scene(split, index)
+    def scan(self) -> Iterator[SourceItem]:
+        """Every image to be drawn; nothing is drawn yet."""
+        counts = {"train": self.num_train, "val": self.num_val}
+        number = 0
+        for split in _SPLITS:
+            for index in range(counts[split]):
+                number += 1
+                yield SourceItem(
+                    image_id=f"{split}/{index:06d}.jpg",
+                    uri=f"synthetic://seed-{self.seed}/{split}/{index:06d}.jpg",
+                    size=self.size[0] * self.size[1] * 2 // 5,
+                    split=split,
+                    coco_image_id=number,
+                    declared_size=self.size,
+                    payload={"index": index},
+                )
+
+    def load(self, item: SourceItem) -> ImageRecord:
+        """Draw one image, about 10 ms at 256 x 256."""
+        assert item.coco_image_id is not None
+        image, seen = self._scene(item.split, int(item.payload["index"]))
         encoded = io.BytesIO()
         image.save(encoded, "JPEG", quality=_JPEG_QUALITY)
-        number = index + 1 + (self.num_train if split == "val" else 0)
+        content = encoded.getvalue()
         return ImageRecord(
-            image_id=f"{split}/{index:06d}.jpg",
-            image=encoded.getvalue(),
+            image_id=item.image_id,
+            image=content,
             format="jpeg",
             width=self.size[0],
             height=self.size[1],
-            sha256=hashlib.sha256(encoded.getvalue()).hexdigest(),
-            source=f"synthetic://seed-{self.seed}/{split}/{index:06d}.jpg",
-            split=split,
-            coco_image_id=number,
-            annotations=_annotations(seen, number * _IDS_AN_IMAGE, self.label_map),
+            sha256=hashlib.sha256(content).hexdigest(),
+            source=item.uri,
+            split=item.split,
+            coco_image_id=item.coco_image_id,
+            annotations=_annotations(seen, item.coco_image_id * _IDS_AN_IMAGE, self.label_map),
         )
 
     def _scene(self, split: str, index: int) -> tuple[Image.Image, tuple[Seen, ...]]:
-        if split not in _SPLITS:
-            raise ValueError(f"unknown split {split!r}; a synthetic source has {' and '.join(_SPLITS)}")
         attempt = 0
         while True:
             # Counts are not in the key: more images leave the first ones as they were.

@@ -19,7 +19,8 @@ from pipelines.sources.synthetic_shapes import KINDS, TEXTURES, Outline, Weights
 SCALE_RANGE = 8.0  # largest over smallest diameter
 _SMALLEST_SHARE = 18 / 256  # of the image's shorter side
 _MOST_HIDDEN = 0.7
-_LARGEST_COVER = 0.45  # of the smaller of two boxes
+_LARGEST_COVER = 0.5  # of the smaller of two boxes
+_BESIDE = 0.4  # share of objects placed where another one is
 _FEWEST, _MOST = 3, 15
 
 Colour = NDArray[np.float32]  # (3,) RGB, 0..255
@@ -77,7 +78,9 @@ def layout(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Placement, 
         # Log-uniform, so that each octave of size has its share.
         least = smallest * KINDS[label].smallest
         diameter = least * (SCALE_RANGE * smallest / least) ** rng.random()
-        candidate = _place(rng, label, diameter, size)
+        # Crowding is drawn on purpose: by chance alone few objects of this many would cover each other.
+        beside = placed[int(rng.integers(len(placed)))] if placed and rng.random() < _BESIDE else None
+        candidate = _place(rng, label, diameter, size, beside)
         w, h = candidate.box[2:] - candidate.box[:2]
         if w * h <= room and all(_cover(candidate.box, other.box) <= _LARGEST_COVER for other in placed):
             placed.append(candidate)
@@ -85,7 +88,9 @@ def layout(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Placement, 
     return tuple(placed)
 
 
-def _place(rng: np.random.Generator, label: int, diameter: float, size: tuple[int, int]) -> Placement:
+def _place(
+    rng: np.random.Generator, label: int, diameter: float, size: tuple[int, int], beside: Placement | None
+) -> Placement:
     kind = KINDS[label]
     outline = kind.outline(rng)
     turn = rng.uniform(-kind.tilt, kind.tilt)
@@ -102,6 +107,9 @@ def _place(rng: np.random.Generator, label: int, diameter: float, size: tuple[in
     slack = 0.25 * diameter if rng.random() < 1 / 8 else -1.0
     span = np.array(size) + 2 * slack - (high - low)
     corner = -slack + rng.random(2) * np.maximum(span, 0)
+    if beside is not None:
+        centre = beside.box[:2] + rng.uniform(-0.1, 1.1, 2) * (beside.box[2:] - beside.box[:2])
+        corner = np.clip(centre - (high - low) / 2, -slack, -slack + np.maximum(span, 0))
     transform = np.concatenate([linear, (corner - low)[:, None]], 1)
     return Placement(
         label=label, outline=outline, box=np.concatenate([corner, corner + high - low]), transform=transform
