@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from pipelines import delta
 from pipelines.ledger import Ledger
 from pipelines.records import LabelMap
@@ -79,6 +81,7 @@ def commit_labels(
     kind: Kind = "truth",
     provenance: Mapping[str, Any] | None = None,
     unique_images: bool = True,
+    schema: pa.Schema = LABELS,
 ) -> DatasetVersion:
     """Commit a plan's label files: the commit point of a dataset version or of a prediction set.
 
@@ -94,6 +97,7 @@ def commit_labels(
         kind: truth or a model's predictions.
         provenance: JSON-ready facts about the source or the model.
         unique_images: refuse images whose id the label set already has.
+        schema: of the files: LABELS, or more columns behind those.
     Raises:
         CategoryMismatch, DuplicateImages, EmptyDataset.
     """
@@ -123,7 +127,7 @@ def commit_labels(
 
     table = store.sub("labels", check_label_set_name(label_set))
     version, found = delta.commit_once(
-        table, [_table_file(f) for f in files], schema=LABELS, transaction_id=plan_id, metadata=metadata
+        table, [_table_file(f) for f in files], schema=schema, transaction_id=plan_id, metadata=metadata
     )
     return describe_version(store.uri, label_set, version, found=found)
 

@@ -1,0 +1,338 @@
+"""Predictions at rest: rows of a model's label set, what was quarantined, and the way back to COCO's results file.
+
+A prediction set is a label set with scores: beside a dataset's images it can be trained on as it is. That of an
+archive labelled where it lies is a table of its own in the same layout, each row naming the source and, where one
+range of bytes is the image, that range.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.commits import DatasetVersion, commit_labels
+from pipelines.ledger import Ledger
+from pipelines.records import Annotations, ImageRecord, LabelMap, Rle
+from pipelines.references import DatasetNotFound, parse_reference
+from pipelines.schema import LABELS, LabelRow, labels_to_arrow
+from pipelines.shards import ShardFile, read_label_columns, read_labels
+from pipelines.sources.archive import ArchiveSource
+from pipelines.storage import Store, redact, split_uri
+from pipelines.versions import Dataset, list_label_sets, open_dataset
+
+STATUS_OK = "ok"
+STATUS_FAILED = "failed"
+
+# What an archive's row says beyond a dataset's: there is no images table to look it up in.
+ARCHIVE_ROWS = pa.schema(
+    [
+        *LABELS,
+        ("source", pa.string()),  # of the archive or folder, without credentials
+        ("member", pa.string()),  # path inside it
+        ("offset", pa.int64()),  # of the image's bytes in the file, or in the uncompressed stream of a tar.gz
+        ("length", pa.int64()),
+        ("format", pa.string()),
+        ("exif_orientation", pa.int32()),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("stage", pa.string()),  # list, read or decode
+        ("error_class", pa.string()),
+        ("error", pa.string()),
+        ("sha256", pa.string()),  # of the bytes, null where there are none
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivePlace:
+    """Where an archive's image lies; see ``ARCHIVE_ROWS``. Offset and length None: it could not be read."""
+
+    source: str
+    member: str
+    offset: int | None = None
+    length: int | None = None
+    format: str | None = None
+    exif_orientation: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineRow:
+    """One bad input; see ``QUARANTINE``."""
+
+    image_id: str
+    source: str
+    stage: str
+    error_class: str
+    error: str
+    sha256: str | None = None
+
+
+def write_predictions(
+    store: Store,
+    label_set: str,
+    stem: str,
+    rows: Sequence[LabelRow],
+    places: Sequence[ArchivePlace] | None = None,
+) -> ShardFile:
+    """Write the rows of one task. The same rows give the same bytes and name.
+
+    Args:
+        store: the dataset, or the root of an archive's predictions.
+        label_set: name of the prediction set.
+        stem: of the image shard (``shard_stem``) or of the archive's part; without dots.
+        rows: in the order of the shard or of the listing.
+        places: one a row for an archive, None for a dataset.
+    """
+    table = labels_to_arrow(rows)
+    if places is not None:
+        for name in ARCHIVE_ROWS.names[len(LABELS) :]:
+            values = pa.array([getattr(p, name) for p in places], ARCHIVE_ROWS.field(name).type)
+            table = table.append_column(ARCHIVE_ROWS.field(name), values)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_index=True)
+    content = sink.getvalue()
+    path = f"labels/{label_set}/{stem}.{rows[0].row:07d}.{hashlib.sha256(content).hexdigest()[:32]}.parquet"
+    store.write_bytes(path, content)
+    splits: dict[str, int] = {}
+    for row in rows:
+        splits[row.split] = splits.get(row.split, 0) + 1
+    num_objects = sum(len(row.annotations) for row in rows if row.annotations is not None)
+    return ShardFile(path=path, size=len(content), rows=len(rows), num_objects=num_objects, splits=splits)
+
+
+def write_quarantine(store: Store, plan_id: str, name: str, rows: Sequence[QuarantineRow]) -> str:
+    """Write the bad inputs of one task to ``_quarantine/<plan_id>/<name>.parquet``; a repeated task replaces it."""
+    table = pa.Table.from_pylist([{f: getattr(r, f) for f in QUARANTINE.names} for r in rows], schema=QUARANTINE)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    path = f"_quarantine/{plan_id}/{name}.parquet"
+    store.write_bytes(path, sink.getvalue())
+    return path
+
+
+def read_quarantine(uri: str, plan_id: str) -> list[QuarantineRow]:
+    """All bad inputs of a plan, by file and row."""
+    store = Store.open(uri)
+    return [
+        QuarantineRow(**row)
+        for file in store.list_files(f"_quarantine/{plan_id}")
+        for row in pq.read_table(pa.BufferReader(store.read_bytes(file.path))).to_pylist()
+    ]
+
+
+def commit_predictions(
+    uri: str,
+    label_set: str,
+    files: Sequence[ShardFile],
+    *,
+    plan_id: str,
+    label_map: LabelMap,
+    images_version: int | None,
+    ledger: Ledger,
+    provenance: Mapping[str, Any],
+) -> DatasetVersion:
+    """The one commit of a labelling plan; of many callers exactly one makes it, the others find it.
+
+    Args:
+        images_version: of the dataset's images table; None for an archive, which has none.
+    """
+    return commit_labels(
+        uri,
+        label_set,
+        files,
+        plan_id=plan_id,
+        label_map=label_map,
+        images_version=-1 if images_version is None else images_version,
+        ledger=ledger.sums(),
+        kind="predictions",
+        provenance=provenance,
+        schema=LABELS if images_version is not None else ARCHIVE_ROWS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictionSet:
+    """One version of a model's predictions, opened; no data file is read until asked for.
+
+    Attributes:
+        labels: the same version as a ``Dataset``.
+    """
+
+    labels: Dataset
+
+    @property
+    def reference(self) -> str:
+        return self.labels.reference
+
+    @property
+    def uri(self) -> str:
+        return self.labels.uri
+
+    @property
+    def digest(self) -> str:
+        return self.labels.digest
+
+    @property
+    def label_map(self) -> LabelMap:
+        return self.labels.label_map
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.labels.metadata
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Model, input, settings and versions that made the predictions."""
+        return dict(self.labels.metadata["provenance"])
+
+    @property
+    def num_images(self) -> int:
+        return self.labels.num_images
+
+    @property
+    def num_objects(self) -> int:
+        return self.labels.num_objects
+
+    @property
+    def splits(self) -> dict[str, int]:
+        return self.labels.splits
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the images lie elsewhere than in this dataset."""
+        return int(self.labels.metadata["images_version"]) < 0
+
+    def status(self) -> dict[str, int]:
+        """Images by status: ``ok``, ``failed``. Reads one column of every label file."""
+        counts = {STATUS_OK: 0, STATUS_FAILED: 0}
+        for shard in self.labels.shards:
+            for status in read_label_columns(shard, ["status"])["status"].to_pylist():
+                counts[status] = counts.get(status, 0) + 1
+        return counts
+
+    def errors(self) -> Iterator[tuple[str, str]]:
+        """(image_id, error) of every failed image."""
+        for row in self.rows():
+            if row.status != STATUS_OK:
+                yield row.image_id, row.error or ""
+
+    def rows(self, splits: Collection[str] | None = None) -> Iterator[LabelRow]:
+        """Every image, failed ones too (their annotations are None)."""
+        for shard in self.labels.shards:
+            for row in read_labels(shard):
+                if splits is None or row.split in splits:
+                    yield row
+
+    def annotations(self, splits: Collection[str] | None = None) -> Iterator[tuple[str, int, int, int, Annotations]]:
+        """(image_id, coco_image_id, width, height, annotations with scores) of every image that did not fail."""
+        return self.labels.annotations(splits)
+
+    def records(self, splits: Collection[str] | None = None) -> Iterator[ImageRecord]:
+        """Images with bytes and predictions, failed ones left out; an archive's are read where they lie."""
+        if not self.is_archive:
+            yield from (r for r in self.labels.records(splits) if r.annotations is not None)
+            return
+        uri = str(self.provenance["input"]["uri"])
+        source = ArchiveSource.open(uri)
+        predicted = {row.image_id: row for row in self.rows(splits) if row.annotations is not None}
+        for item in source.scan():
+            row = predicted.get(item.image_id)
+            if row is None or not hasattr(item, "payload"):
+                continue
+            yield replace(
+                source.load(item),
+                split=row.split,
+                coco_image_id=row.coco_image_id,
+                annotations=row.annotations,
+            )
+
+
+def open_predictions(reference: str) -> PredictionSet:
+    """Open a prediction set.
+
+    Args:
+        reference: ``URI@labels/<set>``, ``URI@labels/<set>:<version>``, or the plain ``URI`` where an archive's
+            predictions went, as long as there is only one set.
+    Raises:
+        DatasetNotFound: no such set or version.
+        ValueError: the set holds no predictions, or a plain URI has several.
+    """
+    wanted = parse_reference(reference)
+    if "@labels/" not in reference:
+        sets = list_label_sets(wanted.uri)
+        if len(sets) != 1:
+            what = f"several label sets ({', '.join(sets)})" if sets else "no predictions"
+            error = ValueError if sets else DatasetNotFound
+            raise error(f"{redact(wanted.uri)} has {what}; name one as URI@labels/<set>")
+        wanted = replace(wanted, label_set=sets[0])
+    labels = open_dataset(wanted)
+    if labels.metadata["kind"] != "predictions":
+        raise ValueError(
+            f"{redact(labels.reference)} holds {labels.metadata['kind']}, not predictions; "
+            f"{redact(labels.uri)} has the label sets {', '.join(list_label_sets(labels.uri))}"
+        )
+    return PredictionSet(labels=labels)
+
+
+def to_coco_results(predictions: PredictionSet, out_uri: str, splits: Collection[str] | None = None) -> str:
+    """Write COCO's results list: image_id, category_id, bbox xywh, score, and mask and keypoints where there are any.
+
+    Memory holds one label file's objects at a time.
+
+    Args:
+        out_uri: of the JSON file, any fsspec URL.
+        splits: only images of these.
+    Returns:
+        The URI.
+    """
+    store, name = split_uri(out_uri)
+    with tempfile.TemporaryDirectory(prefix="boxmill-results-") as folder:
+        local = Path(folder) / "results.json"
+        with local.open("w", encoding="utf-8") as file:
+            _write_results(file, predictions.annotations(splits))
+        store.upload(local, name)
+    return store.join(name)
+
+
+def _write_results(file: IO[str], images: Iterator[tuple[str, int, int, int, Annotations]]) -> None:
+    separator = "["
+    for _, coco_image_id, _, _, found in images:
+        for result in _coco_results(coco_image_id, found):
+            file.write(separator + json.dumps(result))
+            separator = ",\n"
+    file.write("[]\n" if separator == "[" else "]\n")
+
+
+def _coco_results(coco_image_id: int, found: Annotations) -> Iterator[dict[str, Any]]:
+    assert found.scores is not None, "a prediction set has scores"
+    for i in range(len(found)):
+        result: dict[str, Any] = {
+            "image_id": coco_image_id,
+            "category_id": int(found.category_ids[i]),
+            "bbox": found.boxes_xywh[i].tolist(),
+            "score": float(found.scores[i]),
+        }
+        rle, keypoints = found.rles[i], found.keypoints[i]
+        if rle is not None:
+            result["segmentation"] = _rle_json(rle)
+        if keypoints is not None:
+            result["keypoints"] = keypoints.reshape(-1).tolist()
+        yield result
+
+
+def _rle_json(rle: Rle) -> dict[str, Any]:
+    return {"size": list(rle.size), "counts": rle.counts if isinstance(rle.counts, str) else list(rle.counts)}
