@@ -111,7 +111,7 @@ class Described(Protocol):
 SOURCES: dict[str, str] = {
     "coco": "pipelines.sources.coco:CocoSource.open",
     "voc": "pipelines.sources.voc:VocSource.open",
-    "synthetic": "pipelines.sources.synthetic:SyntheticSource.open",
+    "synthetic": "pipelines.sources.synthetic:SyntheticSource",
     "archive": "pipelines.sources.archive:ArchiveSource.open",
 }
 

@@ -1,0 +1,221 @@
+"""One ingest task, from items to files and a receipt, and the commit of all tasks. Plain functions, no cluster."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.checks import BadImage, check_annotations
+from pipelines.commits import DatasetVersion, commit_images, commit_labels
+from pipelines.jobs import Job, Plan, Receipt, files_of
+from pipelines.ledger import Ledger, LedgerEntry
+from pipelines.planning import items_from_arrow, plan_ledger
+from pipelines.records import Annotations, ImageRecord, LabelMap
+from pipelines.references import EmptyDataset
+from pipelines.shards import label_rows, write_image_shard, write_label_shard
+from pipelines.sources import Source, SourceItem, open_source
+from pipelines.storage import Store, redact
+
+_LOADERS = 8
+_QUARANTINE = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+class StrictIngestError(ValueError):
+    """Strict mode: something would have been mended, dropped or quarantined."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantined:
+    """An input that could not be imported; ``sha256`` is of its bytes, empty where there were none."""
+
+    image_id: str
+    source: str
+    stage: str
+    error: str
+    sha256: str = ""
+
+
+def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
+    """Import one task of a plan: read, check, write a shard with its labels, then put down the receipt.
+
+    Running it again, or twice at once, is harmless: equal content has equal file names and the first receipt wins.
+
+    Args:
+        job: the plan's folder.
+        task_id: which task.
+        source: opened already, or None to open it from the plan.
+    Returns:
+        The receipt that counts.
+    """
+    plan = job.plan()
+    if source is None:
+        source = open_source(plan.metadata["kind"], **plan.metadata["options"])
+    store = Store.open(job.dataset_uri)
+    ledger = Ledger()
+    items = items_from_arrow(job.read_task(task_id))
+    records, quarantined = _load(source, items, ledger)
+    loaded = sum(_count(r.annotations) for r, i in records if i.annotations is None)
+
+    category_ids = frozenset(c.category_id for c in LabelMap.from_json(plan.metadata["categories"]).categories)
+    checked = [_check(record, item, category_ids, ledger) for record, item in records]
+    files = []
+    if checked:
+        image_file = write_image_shard(store, checked)
+        label_file = write_label_shard(store, plan.metadata["label_set"], image_file.path, label_rows(checked))
+        files = [image_file, label_file]
+    if quarantined:
+        write_quarantine(store, job.plan_id, task_id, quarantined)
+    receipt = Receipt(
+        task_id=task_id, files=tuple(files), ledger=ledger.to_json(), extra={"loaded_annotations": loaded}
+    )
+    # Receipt last: a killed worker leaves orphan files, never a receipt without its files.
+    return receipt if job.finish(task_id, receipt) else job.receipt(task_id)
+
+
+def _load(
+    source: Source, items: Sequence[SourceItem], ledger: Ledger
+) -> tuple[list[tuple[ImageRecord, SourceItem]], list[Quarantined]]:
+    def load(item: SourceItem) -> ImageRecord | Exception:
+        try:
+            return source.load(item)
+        except (BadImage, FileNotFoundError) as error:
+            return error
+
+    records, quarantined = [], []
+    with ThreadPoolExecutor(_LOADERS) as pool:
+        for item, found in zip(items, pool.map(load, items), strict=True):
+            if isinstance(found, ImageRecord):
+                record = found if item.coco_image_id is None else replace(found, coco_image_id=item.coco_image_id)
+                records.append((record, item))
+                continue
+            missing = isinstance(found, FileNotFoundError)
+            reason = "image file missing" if missing else "image cannot be read"
+            ledger.add(
+                LedgerEntry(
+                    subject="image",
+                    fate="quarantined",
+                    reason=reason,
+                    image_id=item.image_id,
+                    detail=str(found),
+                    annotations=_count(item.annotations),
+                )
+            )
+            quarantined.append(
+                Quarantined(
+                    image_id=item.image_id,
+                    source=redact(item.uri),
+                    stage="load",
+                    error=reason if missing else str(found),
+                    sha256="" if missing else _sha256_of(item),
+                )
+            )
+    return records, quarantined
+
+
+def _sha256_of(item: SourceItem) -> str:
+    from pipelines.sources import read_item
+
+    try:
+        return hashlib.sha256(read_item(item)).hexdigest()
+    except (OSError, ValueError):  # what cannot be read a second time has no digest
+        return ""
+
+
+def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], ledger: Ledger) -> ImageRecord:
+    size = (record.width, record.height)
+    if item.declared_size is not None and item.declared_size != size:
+        declared = "x".join(map(str, item.declared_size))
+        ledger.add(
+            LedgerEntry(
+                subject="image",
+                fate="mended",
+                reason="size differs from the file's header, the header is used",
+                image_id=record.image_id,
+                detail=f"annotations say {declared}, the file is {record.width}x{record.height}",
+            )
+        )
+    else:
+        ledger.imported("image")
+    if record.annotations is None:
+        return record
+    annotations = check_annotations(
+        record.annotations,
+        width=record.width,
+        height=record.height,
+        category_ids=category_ids,
+        ledger=ledger,
+        image_id=record.image_id,
+        clip_tolerance=item.clip_tolerance,
+    )
+    return replace(record, annotations=annotations)
+
+
+def _count(annotations: Annotations | None) -> int:
+    return 0 if annotations is None else len(annotations)
+
+
+def write_quarantine(store: Store, plan_id: str, task_id: int, rows: Sequence[Quarantined]) -> str:
+    """Write what a task could not import to ``_quarantine/<plan_id>/<task>.parquet``; returns the path."""
+    table = pa.table({f.name: [getattr(row, f.name) for row in rows] for f in _QUARANTINE}, schema=_QUARANTINE)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    path = f"_quarantine/{plan_id}/{task_id:06d}.parquet"
+    store.write_bytes(path, memoryview(sink.getvalue()))
+    return path
+
+
+def commit_job(job: Job, plan: Plan, *, strict: bool = False) -> DatasetVersion:
+    """Commit a plan whose receipts are all there; finds the commit if another was first.
+
+    Raises:
+        LedgerMismatch: the receipts do not account for everything the source holds.
+        EmptyDataset: not one image could be imported.
+        StrictIngestError: strict, and something was not simply imported.
+    """
+    receipts = job.receipts()
+    assert len(receipts) == plan.num_tasks, "a commit needs every receipt"
+    ledger = plan_ledger(plan)
+    for receipt in receipts:
+        ledger.merge(Ledger.from_json(receipt.ledger))
+    loaded = sum(int(r.extra["loaded_annotations"]) for r in receipts)
+    ledger.check(images=plan.metadata["seen"]["images"], annotations=plan.metadata["seen"]["annotations"] + loaded)
+    where = redact(job.dataset_uri)
+    if strict and ledger.entries:
+        raise StrictIngestError(f"strict: nothing is committed to {where}, because of {_first_entries(ledger)}")
+    if not ledger.kept("image"):
+        raise EmptyDataset(f"not one image could be imported to {where}: {_first_entries(ledger)}")
+    label_set = plan.metadata["label_set"]
+    images_version = commit_images(job.dataset_uri, files_of(receipts, "images"), plan_id=plan.plan_id)
+    return commit_labels(
+        job.dataset_uri,
+        label_set,
+        files_of(receipts, f"labels/{label_set}"),
+        plan_id=plan.plan_id,
+        label_map=LabelMap.from_json(plan.metadata["categories"]),
+        images_version=images_version,
+        ledger=ledger.sums(),
+        provenance={
+            "source": plan.metadata["kind"],
+            "options": plan.metadata["options"],
+            "about": plan.metadata["about"],
+        },
+    )
+
+
+def _first_entries(ledger: Ledger) -> str:
+    shown = [f"{e.subject} {e.image_id!r} {e.fate}: {e.reason} {e.detail}".strip() for e in ledger.entries[:5]]
+    more = sum(ledger.reasons.values()) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,177 @@
+"""Cutting a source into tasks: a pure function of what the source lists, so that a rerun is a resume."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.jobs import Job, Plan, make_plan_id
+from pipelines.ledger import Ledger, LedgerEntry
+from pipelines.references import EmptyDataset
+from pipelines.schema import OBJECTS, SCHEMA_VERSION, annotations_from_arrow, annotations_to_arrow, dump_json, load_json
+from pipelines.shards import MAX_SHARD_BYTES, MAX_SHARD_IMAGES
+from pipelines.sources import Described, ListsInputs, Source, SourceItem
+from pipelines.storage import read_uri, redact
+
+ITEMS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("size", pa.int64()),
+        ("split", pa.string()),
+        ("coco_image_id", pa.int64()),
+        ("objects", OBJECTS),
+        ("declared_size", pa.list_(pa.int32())),
+        ("clip_tolerance", pa.float64()),
+        ("payload", pa.string()),
+        ("license", pa.string()),
+        ("url", pa.string()),
+        ("group_id", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
+_JSON = ("payload", "extra")
+
+
+def items_to_arrow(items: Sequence[SourceItem]) -> pa.Table:
+    """One row an item."""
+    columns = []
+    for f in ITEMS:
+        if f.name == "objects":
+            columns.append(annotations_to_arrow([item.annotations for item in items]))
+        elif f.name in _JSON:
+            columns.append(pa.array([dump_json(getattr(item, f.name)) for item in items], f.type))
+        else:
+            columns.append(pa.array([getattr(item, f.name) for item in items], f.type))
+    return pa.Table.from_arrays(columns, schema=ITEMS)
+
+
+def items_from_arrow(table: pa.Table) -> list[SourceItem]:
+    """The inverse of ``items_to_arrow``."""
+    plain = {f.name: table.column(f.name).to_pylist() for f in ITEMS if f.name != "objects"}
+    annotations = annotations_from_arrow(table.column("objects"))
+    items = []
+    for i in range(table.num_rows):
+        values = {name: column[i] for name, column in plain.items()}
+        for name in _JSON:
+            values[name] = load_json(values[name])
+        size = values["declared_size"]
+        values["declared_size"] = None if size is None else (size[0], size[1])
+        items.append(SourceItem(annotations=annotations[i], **values))
+    return items
+
+
+def plan_id_of(source: Source, label_set: str, *, hash_inputs: bool = False) -> str:
+    """The plan's id: a hash of the source's kind, options and files, and of what shapes the result.
+
+    Args:
+        source: files are identified by size and etag (or modification time).
+        label_set: where the truth goes.
+        hash_inputs: identify files by the sha256 of their content instead; reads all of them.
+    """
+    listing = hashlib.sha256()
+    if isinstance(source, ListsInputs):
+        for stat in sorted(source.inputs(), key=lambda s: s.path):
+            tag = hashlib.sha256(read_uri(stat.path)).hexdigest() if hash_inputs else stat.etag
+            listing.update(f"{redact(stat.path)}\t{stat.size}\t{tag}\n".encode())
+    return make_plan_id(
+        kind=source.kind,
+        options=dict(source.options),
+        inputs=listing.hexdigest(),
+        label_set=label_set,
+        schema_version=SCHEMA_VERSION,
+        shard=[MAX_SHARD_IMAGES, MAX_SHARD_BYTES],
+    )
+
+
+def save_ingest_plan(job: Job, source: Source, label_set: str) -> Plan:
+    """Scan the source once and write its plan, annotations included, one row group a task.
+
+    Raises:
+        EmptyDataset: the source offers not one image.
+    """
+    ledger = Ledger()
+    counts = {"images": 0, "annotations": 0}
+    metadata: dict[str, Any] = {
+        "kind": source.kind,
+        "options": dict(source.options),
+        "label_set": label_set,
+        "categories": source.label_map.to_json(),
+        "about": dict(source.about()) if isinstance(source, Described) else {},
+    }
+
+    def tables() -> Iterator[pa.Table]:
+        for task in cut_tasks(_items(source, ledger, counts)):
+            yield items_to_arrow(task)
+        # Known only once the source is read to its end; save_plan writes the metadata last.
+        metadata.update(ledger=ledger.to_json(), seen=dict(counts))
+
+    batches = _not_empty(tables(), source, ledger)
+    return job.save_plan(batches, ITEMS, metadata)
+
+
+def _not_empty(tables: Iterator[pa.Table], source: Source, ledger: Ledger) -> Iterator[pa.Table]:
+    first = next(tables, None)
+    if first is None:
+        why = "; ".join(f"{reason} ({count} times)" for reason, count in ledger.reasons.items())
+        raise EmptyDataset(f"the {source.kind} source offers not one image{': ' + why if why else ''}")
+    yield first
+    yield from tables
+
+
+def _items(source: Source, ledger: Ledger, counts: dict[str, int]) -> Iterator[SourceItem]:
+    """Items with every coco_image_id given and no image_id twice; everything else goes into the ledger."""
+    seen: set[str] = set()
+    next_id = 1
+    for found in source.scan():
+        if isinstance(found, LedgerEntry):
+            counts["images"] += found.subject == "image"
+            counts["annotations"] += found.annotations + (found.subject == "annotation")
+            ledger.add(found)
+            continue
+        objects = 0 if found.annotations is None else len(found.annotations)
+        counts["images"] += 1
+        counts["annotations"] += objects
+        if found.image_id in seen:
+            ledger.add(
+                LedgerEntry(
+                    subject="image",
+                    fate="dropped",
+                    reason="image id given twice",
+                    image_id=found.image_id,
+                    detail=redact(found.uri),
+                    annotations=objects,
+                )
+            )
+            continue
+        seen.add(found.image_id)
+        if found.coco_image_id is None:
+            found = replace(found, coco_image_id=next_id)
+        next_id = max(next_id, (found.coco_image_id or 0) + 1)
+        yield found
+
+
+def cut_tasks(items: Iterable[SourceItem]) -> Iterator[list[SourceItem]]:
+    """Consecutive items, at most 1,024 images or 256 MB a task: each becomes one shard."""
+    task: list[SourceItem] = []
+    size = 0
+    for item in items:
+        if task and (len(task) == MAX_SHARD_IMAGES or size + item.size > MAX_SHARD_BYTES):
+            yield task
+            task, size = [], 0
+        task.append(item)
+        size += item.size
+    if task:
+        yield task
+
+
+def plan_ledger(plan: Plan) -> Ledger:
+    """What the scan already decided."""
+    values: Mapping[str, Any] = plan.metadata["ledger"]
+    return Ledger.from_json(values)

@@ -1,0 +1,119 @@
+"""Ingest: plan on the driver, import tasks on Ray, commit once.
+
+Running it again resumes: finished tasks have receipts, and a finished plan is found in the table's log.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.commits import DatasetVersion, check_label_set_name, find_version
+from pipelines.importing import commit_job, run_task
+from pipelines.jobs import Job
+from pipelines.planning import plan_id_of, save_ingest_plan
+from pipelines.sources import Source
+from pipelines.storage import Store, absolute
+
+Progress = Callable[..., None]
+# Starting Ray costs seconds: a few tasks are done sooner in this process.
+_TASKS_WITHOUT_RAY = 2
+_RETRIES = 3
+
+
+def ingest(
+    source: Source,
+    dataset_uri: str,
+    *,
+    label_set: str = "gt",
+    strict: bool = False,
+    hash_inputs: bool = False,
+    ray_address: str | None = None,
+    num_cpus: int | None = None,
+    progress: Progress | None = None,
+) -> DatasetVersion:
+    """Import a source into a dataset and commit it as one version.
+
+    The same source into the same dataset gives the version that is already there. Another source appends its images
+    to the label set: its categories must be the same and its image ids new.
+
+    Args:
+        source: see ``pipelines.sources.open_source``.
+        dataset_uri: any fsspec URI; created where there is none.
+        label_set: name of the truth.
+        strict: refuse instead of mending, dropping or quarantining.
+        hash_inputs: recognise changed inputs by sha256 instead of size and etag or modification time.
+        ray_address: of a cluster; None uses RAY_ADDRESS, or else a cluster of this machine's own.
+        num_cpus: of a cluster of this machine's own.
+        progress: called as ``progress(stage, done, total)`` with stages ``plan``, ``import``, ``commit``.
+    Returns:
+        The version, with the ledger sums of this plan.
+    Raises:
+        EmptyDataset, StrictIngestError, CategoryMismatch, DuplicateImages, LedgerMismatch: all ValueErrors.
+    """
+    report: Progress = progress or (lambda *_, **__: None)
+    dataset_uri = absolute(dataset_uri)
+    Store.open(dataset_uri)
+    check_label_set_name(label_set)
+
+    report("plan", 0, 1)
+    plan_id = plan_id_of(source, label_set, hash_inputs=hash_inputs)
+    found = find_version(dataset_uri, label_set, plan_id)
+    if found is not None and not (strict and _has_losses(found)):
+        return found
+    job = Job(dataset_uri, plan_id)
+    plan = job.plan() if job.has_plan() else save_ingest_plan(job, source, label_set)
+    report("plan", 1, 1)
+
+    pending = job.missing(plan.num_tasks)
+    done = plan.num_tasks - len(pending)
+    report("import", done, plan.num_tasks)
+    if len(pending) <= _TASKS_WITHOUT_RAY and not _ray_is_running():
+        for task_id in pending:
+            run_task(job, task_id, source)
+            done += 1
+            report("import", done, plan.num_tasks)
+    else:
+        _run_on_ray(job, pending, plan.num_tasks, report, ray_address, num_cpus)
+
+    report("commit", 0, 1)
+    version = commit_job(job, plan, strict=strict)
+    report("commit", 1, 1)
+    return version
+
+
+def _has_losses(version: DatasetVersion) -> bool:
+    return bool(version.ledger.get("reasons"))
+
+
+def _ray_is_running() -> bool:
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _run_on_ray(
+    job: Job, pending: list[int], total: int, report: Progress, address: str | None, num_cpus: int | None
+) -> None:
+    import ray
+
+    from workers.cluster import ray_session
+
+    with ray_session(address=address, num_cpus=num_cpus):
+        task = ray.remote(max_retries=_RETRIES, retry_exceptions=[OSError])(_remote_task)
+        # A window of running tasks, so that a plan of a million tasks does not fill the scheduler.
+        window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        waiting = iter(pending)
+        running = [task.remote(job, task_id) for _, task_id in zip(range(window), waiting, strict=False)]
+        done = total - len(pending)
+        while running:
+            finished, running = ray.wait(running, num_returns=1)
+            ray.get(finished)
+            done += len(finished)
+            report("import", done, total)
+            running += [task.remote(job, task_id) for _, task_id in zip(finished, waiting, strict=False)]
+
+
+def _remote_task(job: Job, task_id: int) -> int:
+    run_task(job, task_id)
+    return task_id
