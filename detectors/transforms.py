@@ -119,8 +119,8 @@ def augment(
 
 def fit_size(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width after a resize that makes the longer side ``size`` and keeps the aspect ratio."""
-    longer = max(height, width)
-    return max(1, round(height * size / longer)), max(1, round(width * size / longer))
+    scale = size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize(image: Tensor, target: Target, size: int) -> tuple[Tensor, Target]:
@@ -217,9 +217,7 @@ def shift_colours(
     if (brightness, contrast, saturation, hue) == (1.0, 1.0, 1.0, 0.0):
         return image
     angle = 2 * math.pi * hue
-    turn = np.array(
-        [[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]]
-    )
+    turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
     hue_map = np.linalg.inv(_RGB_TO_YIQ) @ turn @ _RGB_TO_YIQ
     saturation_map = saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * _LUMA
     colour_map = brightness * contrast * (saturation_map @ hue_map)

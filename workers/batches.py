@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from detectors.structures import Prediction, Target
 from pipelines.records import Annotations, ImageRecord, LabelMap
@@ -22,29 +21,20 @@ def decode_image(image: bytes, *, name: str = "image") -> Tensor:
     """Pixels of an encoded image.
 
     Args:
-        image: JPEG, PNG or anything else that Pillow reads.
+        image: JPEG, PNG or anything else that Pillow reads. (torchvision's decoders give the same pixels and save
+            0.2 ms on a 640 x 480 JPEG, but are deprecated.)
         name: how to call the image in an error.
     Returns:
-        (3, H, W) uint8 RGB in the stored, unrotated frame; transparency is dropped.
+        (3, H, W) uint8 RGB in the stored, unrotated frame, channels last in memory; transparency is dropped.
     Raises:
         ValueError: the bytes are no readable image.
     """
-    encoded = (
-        torch.frombuffer(bytearray(image), dtype=torch.uint8) if image else torch.empty(0, dtype=torch.uint8)
-    )
-    try:
-        if image[:3] == b"\xff\xd8\xff":
-            return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=False)
-        if image[:8] == b"\x89PNG\r\n\x1a\n":
-            return decode_png(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=False)
-    except RuntimeError:
-        pass  # CMYK and other rarities: Pillow knows more kinds, and its error says more.
     try:
         with Image.open(io.BytesIO(image)) as opened:
             pixels = np.array(opened.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be decoded: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def to_target(annotations: Annotations, label_map: LabelMap) -> Target:

@@ -74,9 +74,7 @@ def epoch_plan(
     """
     total = int(sum(group_sizes))
     if total < world:
-        raise ValueError(
-            f"{total} images cannot be shared by {world} workers; use at most {max(total, 1)} worker(s)"
-        )
+        raise ValueError(f"{total} images cannot be shared by {world} workers; use at most {max(total, 1)} worker(s)")
     rng = np.random.default_rng([seed, epoch])  # The same on all ranks: they cut one common order.
     group_order = rng.permutation(len(group_sizes))
     # Rows are mixed before the cut, or a group that lies across it would always be cut at the same images.
@@ -99,7 +97,8 @@ def epoch_plan(
 
 def steps_per_epoch(num_images: int, *, batch_size: int, world: int) -> int:
     """Steps of every rank: enough for the rank with the most images."""
-    return -(-(-(-num_images // world)) // batch_size)
+    most = -(-num_images // world)
+    return -(-most // batch_size)
 
 
 def shard_of_rank(num_images: int, *, world: int, rank: int) -> range:

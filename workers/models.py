@@ -9,6 +9,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 from pipelines.storage import Store, absolute, redact, split_uri
 
@@ -57,10 +58,10 @@ def put_model(folder: Path, uri: str) -> None:
         store.upload(folder / name, name)
 
 
-def describe_model(uri: str) -> dict[str, object] | None:
+def describe_model(uri: str) -> dict[str, Any] | None:
     """The ``model.json`` of a model, None where there is none."""
     try:
-        described: dict[str, object] = json.loads(Store.open(uri).read_bytes("model.json"))
+        described: dict[str, Any] = json.loads(Store.open(uri).read_bytes("model.json"))
     except FileNotFoundError:
         return None
     return described

@@ -38,9 +38,7 @@ def make_optimizer(detector: nn.Module, config: TrainConfig) -> torch.optim.Opti
             return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, nesterov=True)
 
 
-def learning_rate(
-    step: int, *, total_steps: int, lr: float, warmup_steps: int, final_lr_ratio: float = 0.01
-) -> float:
+def learning_rate(step: int, *, total_steps: int, lr: float, warmup_steps: int, final_lr_ratio: float = 0.01) -> float:
     """Linear warm-up to ``lr``, then half a cosine down to ``lr * final_lr_ratio`` at the last step.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -86,14 +85,14 @@ def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
         weights = fetch_backbone(config.pretrained_backbone, name)
         inputs["backbone"] = "" if weights is None else file_digest(weights)
     # Built here once, so that an unknown name or option is told before a cluster starts.
-    detectors.create(name, num_classes=len(label_map), pretrained_backbone=None, **options)
+    spec = detectors.create(name, num_classes=len(label_map), **options).spec
     config = replace(
         config,
         dataset=dataset.reference,
         out=absolute(config.out),
         init_from=None if config.init_from is None else absolute(config.init_from),
         detector=name,
-        detector_options=options,
+        detector_options=dict(spec.options),
     )
     return TrainJob(
         config=config,
@@ -101,7 +100,7 @@ def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
         dataset_digest=dataset.digest,
         categories=tuple(label_map.to_json()),
         detector=name,
-        detector_options=options,
+        detector_options=dict(spec.options),
         digest=config.job_digest(**inputs, categories=label_map.digest),
         cpus_per_worker=config.cpus_per_worker or 1,
     )
@@ -216,7 +215,8 @@ def _check_split(dataset: Dataset, split: str, workers: int) -> None:
         )
     if dataset.splits[split] < workers:
         raise ValueError(
-            f"split {split!r} of {dataset.reference} has {dataset.splits[split]} image(s), too few for {workers} workers"
+            f"split {split!r} of {dataset.reference} has {dataset.splits[split]} image(s), too few for {workers} "
+            "workers; use fewer"
         )
 
 

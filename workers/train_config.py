@@ -10,7 +10,16 @@ from typing import Any, Literal
 
 # Where and how a run executes is not what it computes: a rerun elsewhere resumes the same job. The inputs count by
 # their digests, not by their addresses.
-_EXECUTION = {"out", "overwrite", "cpus_per_worker", "ray_address", "cache_mb", "keep_checkpoints", "max_failures", "use_gpu"}
+_EXECUTION = {
+    "out",
+    "overwrite",
+    "cpus_per_worker",
+    "ray_address",
+    "cache_mb",
+    "keep_checkpoints",
+    "max_failures",
+    "use_gpu",
+}
 _INPUTS = {"dataset", "init_from", "pretrained_backbone"}
 
 

@@ -20,8 +20,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detectors import Detector, Target, create, load
+from detectors import Detector, create, load
 from detectors.batching import make_batch
+from detectors.optimize import optimize
+from detectors.structures import Target
 from detectors.transforms import Augmentation
 from pipelines.metrics.coco import evaluate_boxes
 from pipelines.records import Annotations, LabelMap
@@ -153,20 +155,23 @@ def build_detector(job: TrainJob, *, pretrained: bool) -> Detector:
         pretrained: False leaves random weights, for a checkpoint to replace.
     """
     config = job.config
-    if config.init_from is not None and pretrained:
-        return load(fetch_model(config.init_from)).detector
-    weights = fetch_backbone(config.pretrained_backbone, job.detector) if pretrained and not config.init_from else None
-    return create(
-        job.detector, num_classes=len(job.categories), pretrained_backbone=weights, **job.detector_options
+    from_scratch = pretrained and config.init_from is None
+    detector = create(
+        job.detector,
+        num_classes=len(job.categories),
+        pretrained_backbone=fetch_backbone(config.pretrained_backbone, job.detector) if from_scratch else None,
+        **job.detector_options,
     )
+    if pretrained and config.init_from is not None:
+        # Weights alone: the input size and the losses are this run's.
+        detector.load_state_dict(load(fetch_model(config.init_from)).detector.state_dict())
+    return detector
 
 
 def augmentation(config: TrainConfig, detector: Detector) -> Augmentation:
     """The run's augmentation at the detector's input size."""
     red, green, blue = (round(mean) for mean in detector.preprocessing.mean)
-    return Augmentation(
-        size=detector.preprocessing.size, fill=(red, green, blue), **asdict(config.augment)
-    )
+    return Augmentation(size=detector.preprocessing.size, fill=(red, green, blue), **asdict(config.augment))
 
 
 def train_epoch(
@@ -250,21 +255,22 @@ class Validator:
         self._channel = dist.new_group(backend="gloo") if world > 1 else None
 
     def after_epoch(self, state: TrainState, device: torch.device, board: Any) -> dict[str, float]:
-        """``AP``, ``AP50``, ... on rank 0 where a validation is due, else nothing."""
+        """The twelve COCO numbers on rank 0 where a validation is due, else nothing."""
         due = state.epoch % self._config.val_every == 0 or state.epoch == self._config.epochs
         if not due or not self._groups:
             return {}
-        truths, detections = self._detect(state.final, device)
-        gathered: list[Any] = [None] * self._world
-        if self._channel is None:
-            gathered = [(truths, detections)]
-        else:
-            dist.gather_object((truths, detections), gathered if self._rank == 0 else None, group=self._channel)
+        found = self._detect(state.final, device)
+        gathered: list[Any] = [found]
+        if self._channel is not None:
+            gathered = [None] * self._world
+            dist.gather_object(found, gathered if self._rank == 0 else None, group=self._channel)
         if self._rank != 0:
             return {}
+        # The order of images decides between equal scores, and is that of any other evaluation of the dataset.
+        images = sorted((image for part in gathered for image in part), key=lambda image: image[0])
         metrics = evaluate_boxes(
-            [pair for truth, _ in gathered for pair in truth],
-            [pair for _, detected in gathered for pair in detected],
+            [(image_id, truth) for _, image_id, truth, _ in images],
+            [(image_id, found) for _, image_id, _, found in images],
             self._label_map,
         )
         numbers = {name: float(value) for name, value in metrics.stats.items()}
@@ -272,24 +278,22 @@ class Validator:
         return numbers
 
     @torch.inference_mode()
-    def _detect(self, detector: Detector, device: torch.device) -> tuple[list[Any], list[Any]]:
+    def _detect(self, detector: Detector, device: torch.device) -> list[tuple[int, str, Annotations, Annotations]]:
+        """COCO image id, image id, truth and detections of this worker's share."""
         everything = [(g, place) for g, group in enumerate(self._groups) for place in range(len(group.image_ids))]
         share = shard_of_rank(len(everything), world=self._world, rank=self._rank)
-        truths: list[tuple[str, Annotations]] = []
-        detections: list[tuple[str, Annotations]] = []
-        was_training = detector.training
-        detector.eval()
         samples = everything[share.start : share.stop]
+        fast = optimize(detector)
+        detections = []
         for batch in evaluation_batches(self._reader, samples, batch_size=self._config.batch_size):
             images = make_batch([image for _, image in batch], detector.preprocessing).to(device)
             with autocast_for(self._config, device):
-                predictions = detector(images)
+                predictions = fast.predict(images)
             for (record, _), prediction in zip(batch, predictions, strict=True):
                 assert record.annotations is not None
-                truths.append((record.image_id, record.annotations))
-                detections.append((record.image_id, to_annotations(prediction, self._label_map)))
-        detector.train(was_training)
-        return truths, detections
+                found = to_annotations(prediction, self._label_map)
+                detections.append((record.coco_image_id, record.image_id, record.annotations, found))
+        return detections
 
 
 def report(state: TrainState, rank: int) -> None:

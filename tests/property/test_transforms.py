@@ -61,9 +61,7 @@ def test_labelled_keypoints_stay_on_the_object(scene, seed):
     image, target = scene
     augmentation = Augmentation(size=64, vertical_flip=0.5, scale=(0.6, 1.8), fill=(FILL,) * 3, min_visible=0.0)
     _, moved = augment(image, target, augmentation, np.random.default_rng(seed), flip_pairs=[[(0, 1)]])
-    for keypoints, box in zip(
-        moved.keypoints if moved.keypoints is not None else (), moved.boxes, strict=True
-    ):
+    for keypoints, box in zip(moved.keypoints if moved.keypoints is not None else (), moved.boxes, strict=True):
         labelled = keypoints[keypoints[:, 2] > 0, :2]
         assert (labelled >= box[:2] - 1e-3).all() and (labelled <= box[2:] + 1e-3).all()
     lengths = {len(moved.boxes), len(moved.labels), len(moved.iscrowd), len(moved.masks), len(moved.keypoints)}
