@@ -29,6 +29,8 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 for name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(name, None)
 
+pytest_plugins = ["tests.s3.rgw"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:
