@@ -1,0 +1,129 @@
+"""A dataset version as COCO JSON: one ``instances_<split>.json`` a split, values equal to what was ingested."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.records import LabelMap
+from pipelines.schema import LabelRow, load_json
+from pipelines.shards import ShardRef, read_image, read_image_columns, read_labels
+from pipelines.sources.coco_objects import annotations_to_json, category_to_json
+from pipelines.storage import Store
+from pipelines.versions import Dataset, EmptyDataset, open_dataset
+
+_IMAGE_COLUMNS = ("image_id", "url", "license", "extra")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CocoExport:
+    """What was written: URI and counts of each split's file.
+
+    Attributes:
+        files: split -> URI of its JSON file.
+        num_images, num_objects: of all files.
+    """
+
+    files: dict[str, str]
+    num_images: int
+    num_objects: int
+
+
+def export_coco(
+    dataset: str | Dataset, out_uri: str, splits: Collection[str] | None = None, images: bool = False
+) -> CocoExport:
+    """Write a dataset version as COCO JSON.
+
+    Ids are the source's wherever they are unique in a file; otherwise (VOC numbers objects from 1 in every image)
+    they are numbered from 1. Images that nobody has looked at are written without annotations.
+
+    Args:
+        dataset: a reference, or an opened dataset.
+        out_uri: a folder; gets ``annotations/instances_<split>.json``, and images below ``<split>/``.
+        splits: only these; None for all.
+        images: also write the image files.
+    Raises:
+        EmptyDataset: no image is in these splits.
+    """
+    opened = open_dataset(dataset) if isinstance(dataset, str) else dataset
+    store = Store.open(out_uri)
+    wanted = [s for s in sorted(opened.splits) if splits is None or s in splits]
+    unknown = sorted(set(splits or ()) - set(opened.splits))
+    if unknown or not wanted:
+        raise EmptyDataset(f"{opened.reference} has no split {unknown}; it has {sorted(opened.splits)}")
+    files, num_images, num_objects = {}, 0, 0
+    for split in wanted:
+        found = list(_rows(opened, split))
+        document = _document(opened, split, found)
+        path = f"annotations/instances_{split or 'all'}.json"
+        store.write_bytes(path, json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
+        files[split] = store.join(path)
+        num_images += len(document["images"])
+        num_objects += len(document["annotations"])
+        if images:
+            for row, shard, values in found:
+                store.write_bytes(f"{split or 'all'}/{_file_name(row, values)}", read_image(shard, row.row))
+    return CocoExport(files=files, num_images=num_images, num_objects=num_objects)
+
+
+def _rows(dataset: Dataset, split: str) -> Iterator[tuple[LabelRow, ShardRef, dict[str, Any]]]:
+    """Label rows of a split with their image's own columns, image bytes untouched."""
+    for shard in dataset.shards:
+        rows = [row for row in read_labels(shard) if row.split == split]
+        if not rows:
+            continue
+        columns = read_image_columns(shard, _IMAGE_COLUMNS).to_pydict()
+        for row in rows:
+            yield row, shard, {name: values[row.row] for name, values in columns.items()}
+
+
+def _document(
+    dataset: Dataset, split: str, found: Sequence[tuple[LabelRow, ShardRef, dict[str, Any]]]
+) -> dict[str, Any]:
+    ids = [row.coco_image_id for row, _, _ in found]
+    if len(set(ids)) < len(ids) or min(ids, default=0) < 0:
+        ids = list(range(1, len(ids) + 1))
+    about = _about(dataset, split)
+    annotations: list[dict[str, Any]] = []
+    for image_id, (row, _, _) in zip(ids, found, strict=True):
+        if row.annotations is not None:
+            annotations += annotations_to_json(row.annotations, image_id)
+    if len({a["id"] for a in annotations}) < len(annotations):
+        annotations = [{**a, "id": number} for number, a in enumerate(annotations, start=1)]
+    return {
+        "info": {"description": f"exported by boxmill from {dataset.reference}"},
+        "licenses": [],
+        **about,
+        "images": [
+            _image_to_json(image_id, row, values) for image_id, (row, _, values) in zip(ids, found, strict=True)
+        ],
+        "annotations": annotations,
+        "categories": _categories(dataset.label_map),
+    }
+
+
+def _about(dataset: Dataset, split: str) -> dict[str, Any]:
+    """``info`` and ``licenses`` of the newest COCO ingest that had this split."""
+    for commit in dataset.history():
+        found = commit.metadata.get("provenance", {})
+        if found.get("source") == "coco" and split in found["about"]:
+            return dict(found["about"][split])
+    return {}
+
+
+def _image_to_json(image_id: int, row: LabelRow, values: dict[str, Any]) -> dict[str, Any]:
+    extra = load_json(values["extra"])
+    known = {"id": image_id, "width": row.width, "height": row.height, "file_name": _file_name(row, values)}
+    if "coco_url" not in extra and values["url"]:
+        known["coco_url"] = values["url"]
+    return {**extra, **known}
+
+
+def _file_name(row: LabelRow, values: dict[str, Any]) -> str:
+    return str(load_json(values["extra"]).get("file_name", row.image_id))
+
+
+def _categories(label_map: LabelMap) -> list[dict[str, Any]]:
+    return [category_to_json(c) for c in label_map.categories]

@@ -1,0 +1,385 @@
+"""COCO JSON: instances, optionally with keypoint files that are merged by annotation id.
+
+An annotation file of any size is read as a stream; annotations wait in a temporary SQLite file until their image
+comes, because COCO does not group them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipelines.ledger import LedgerEntry
+from pipelines.records import ImageRecord, LabelMap
+from pipelines.sources import SourceItem, read_item, record_from_bytes
+from pipelines.sources.coco_objects import parse_annotations, parse_categories
+from pipelines.sources.json_stream import stream_object
+from pipelines.storage import FileStat, Store, absolute, redact, split_uri
+
+_ARRAYS = ("images", "annotations", "categories")
+_BATCH = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CocoSplit:
+    """One split: URIs of the annotation file, of the folder of its images, and of any keypoint files."""
+
+    name: str
+    annotations: str
+    images: str
+    keypoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoSource:
+    """A COCO data set of one or more splits.
+
+    ``image_id`` is the path of the image below its folder (``file_name``). Where two splits have the same
+    ``file_name``, all ids are prefixed with the names of the splits' folders.
+    """
+
+    kind: ClassVar[str] = "coco"
+    splits: tuple[CocoSplit, ...]
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        annotations: str | None = None,
+        images: str | None = None,
+        keypoints: str | Sequence[str] | None = None,
+        split: str | None = None,
+        splits: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> CocoSource:
+        """Open by URIs of any fsspec scheme.
+
+        Args:
+            annotations: an ``instances_*.json``; with ``images``, ``keypoints`` and ``split`` for a single split.
+            images: the folder that ``file_name`` is relative to; guessed beside the annotation file where None.
+            keypoints: ``person_keypoints_*.json``, one or more.
+            split: its name; guessed from the file's name where None, else ``train``.
+            splits: name -> {annotations, images, keypoints} instead, for several.
+        Raises:
+            ValueError: neither or both given, or a file or folder is missing.
+        """
+        if (annotations is None) == (splits is None):
+            raise ValueError("give a COCO source either `annotations` or `splits`")
+        if splits is None:
+            assert annotations is not None
+            name = split if split is not None else _guess_split(annotations)
+            splits = {name: {"annotations": annotations, "images": images, "keypoints": keypoints}}
+        return cls(splits=tuple(_open_split(name, **values) for name, values in splits.items()))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "splits": {
+                s.name: {"annotations": s.annotations, "images": s.images, "keypoints": list(s.keypoints)}
+                for s in self.splits
+            }
+        }
+
+    @cached_property
+    def label_map(self) -> LabelMap:
+        files = [uri for s in self.splits for uri in (s.annotations, *s.keypoints)]
+        return parse_categories((redact(uri), _categories(uri)) for uri in files)
+
+    def inputs(self) -> Iterator[FileStat]:
+        for uri in sorted({uri for s in self.splits for uri in (s.annotations, *s.keypoints)}):
+            yield _stat(uri)
+        for folder in sorted({s.images for s in self.splits}):
+            for name, stat in _list_images(folder).items():
+                yield FileStat(path=f"{folder}/{name}", size=stat.size, etag=stat.etag)
+
+    def about(self) -> dict[str, Any]:
+        """``info`` and ``licenses`` of each split's annotation file, as they are."""
+        return {
+            s.name: {
+                key: value
+                for key, value, _ in _stream(s.annotations, arrays=())
+                if key not in _ARRAYS  # one of these that is no array is an error elsewhere
+            }
+            for s in self.splits
+        }
+
+    def scan(self) -> Iterator[SourceItem | LedgerEntry]:
+        with tempfile.TemporaryDirectory(prefix="boxmill-coco-") as folder:
+            staging = _Staging(sqlite3.connect(Path(folder) / "annotations.sqlite"))
+            try:
+                yield from self._scan(staging)
+            finally:
+                staging.close()
+
+    def _scan(self, staging: _Staging) -> Iterator[SourceItem | LedgerEntry]:
+        listed = {folder: _list_images(folder) for folder in sorted({s.images for s in self.splits})}
+        read = [staging.read_split(number, s) for number, s in enumerate(self.splits)]
+        self._check_some_found(read, listed)
+        prefixes = _prefixes(self.splits, read)
+        ids_clash = _ids_clash(read)
+        taken: dict[str, str] = {}
+        for number, (split, found) in enumerate(zip(self.splits, read, strict=True)):
+            yield from found.problems
+            licenses = {entry.get("id"): str(entry.get("name", "")) for entry in found.licenses}
+            seen_ids: set[Any] = set()
+            for image in found.images:
+                image_id = prefixes[number] + str(image.get("file_name", ""))
+                uri = f"{split.images}/{image.get('file_name', '')}"
+                stat = listed[split.images].get(str(image.get("file_name", "")))
+                again = image.get("id") in seen_ids
+                objects = [] if again else staging.objects(number, image.get("id"))
+                seen_ids.add(image.get("id"))
+                refusal = _refusal(image, stat, taken.get(uri), again)
+                if refusal is not None:
+                    fate = "quarantined" if stat is None else "dropped"
+                    yield LedgerEntry(
+                        subject="image",
+                        fate=fate,  # type: ignore[arg-type]
+                        reason=refusal,
+                        image_id=image_id,
+                        detail=redact(uri),
+                        annotations=len(objects),
+                    )
+                    continue
+                assert stat is not None
+                taken[uri] = split.name
+                yield SourceItem(
+                    image_id=image_id,
+                    uri=uri,
+                    size=stat.size,
+                    split=split.name,
+                    coco_image_id=None if ids_clash else image["id"],
+                    annotations=parse_annotations(objects),
+                    declared_size=_declared_size(image),
+                    license=licenses.get(image.get("license"), ""),
+                    url=str(image.get("coco_url") or image.get("flickr_url") or ""),
+                    extra={k: v for k, v in image.items() if k not in ("id", "width", "height")},
+                )
+            yield from staging.orphans(number, split, seen_ids)
+
+    def _check_some_found(self, read: Sequence[_Read], listed: Mapping[str, Mapping[str, FileStat]]) -> None:
+        wanted = [(s, str(i.get("file_name", ""))) for s, r in zip(self.splits, read, strict=True) for i in r.images]
+        if wanted and not any(name in listed[s.images] for s, name in wanted):
+            split, name = wanted[0]
+            raise ValueError(
+                f"none of the {len(wanted)} images is there: {redact(split.annotations)} names {name!r}, but "
+                f"{redact(split.images)} holds {list(listed[split.images])[:3] or 'nothing'}; "
+                "give `images` as the folder that file_name is relative to"
+            )
+
+    def load(self, item: SourceItem) -> ImageRecord:
+        return record_from_bytes(item, read_item(item))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """What of one split's files is held in memory: all but the annotations."""
+
+    images: list[dict[str, Any]]
+    licenses: list[dict[str, Any]]
+    problems: list[LedgerEntry]
+
+
+class _Staging:
+    """Annotations on disk, by split and image."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._db.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
+            "CREATE TABLE objects (split, image_id, annotation_id, text);"
+            "CREATE TABLE keypoints (split, annotation_id, image_id, text);"
+        )
+
+    def close(self) -> None:
+        self._db.close()
+
+    def read_split(self, number: int, split: CocoSplit) -> _Read:
+        read = _Read(images=[], licenses=[], problems=[])
+        rows = self._rows(split.annotations, number, split.name, read)
+        self._insert("objects (split, image_id, annotation_id, text)", rows)
+        for uri in split.keypoints:
+            points = self._rows(uri, number, split.name, _Read(images=[], licenses=[], problems=read.problems))
+            self._insert("keypoints (split, image_id, annotation_id, text)", points)
+        self._db.executescript(
+            "CREATE INDEX IF NOT EXISTS by_image ON objects (split, image_id);"
+            "CREATE INDEX IF NOT EXISTS by_id ON objects (split, annotation_id);"
+            "CREATE INDEX IF NOT EXISTS points_by_id ON keypoints (split, annotation_id);"
+            # A person that only the keypoint file knows is an annotation of its own.
+            "INSERT INTO objects SELECT split, image_id, annotation_id, text FROM keypoints AS k WHERE NOT EXISTS "
+            "(SELECT 1 FROM objects AS o WHERE o.split = k.split AND o.annotation_id = k.annotation_id);"
+        )
+        return read
+
+    def _rows(self, uri: str, number: int, name: str, read: _Read) -> Iterator[tuple[Any, ...]]:
+        for key, value, text in _stream(uri, arrays=("images", "annotations")):
+            match key:
+                case "images" if isinstance(value, dict):
+                    read.images.append(value)
+                case "images":
+                    read.problems.append(_malformed("image", name, text))
+                case "annotations" if isinstance(value, dict) and _is_key(value.get("image_id")):
+                    annotation_id = value.get("id")
+                    yield number, value["image_id"], annotation_id if _is_key(annotation_id) else None, text
+                case "annotations":
+                    read.problems.append(_malformed("annotation", name, text))
+                case "licenses" if isinstance(value, list):
+                    read.licenses.extend(entry for entry in value if isinstance(entry, dict))
+
+    def _insert(self, target: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        self._db.executemany(f"INSERT INTO {target} VALUES (?, ?, ?, ?)", rows)
+        self._db.commit()
+
+    def objects(self, number: int, image_id: Any) -> list[dict[str, Any]]:
+        """The annotations of one image in the file's order, with the keypoints of the other file."""
+        if not _is_key(image_id):
+            return []
+        found = self._db.execute(
+            "SELECT o.text, (SELECT k.text FROM keypoints AS k WHERE k.split = o.split "
+            "AND k.annotation_id = o.annotation_id LIMIT 1) FROM objects AS o "
+            "WHERE o.split = ? AND o.image_id = ? ORDER BY o.rowid",
+            (number, image_id),
+        )
+        objects = []
+        for text, points in found:
+            values: dict[str, Any] = json.loads(text)
+            if points is not None:
+                other = json.loads(points)
+                values |= {k: other[k] for k in ("keypoints", "num_keypoints") if k in other}
+            objects.append(values)
+        return objects
+
+    def orphans(self, number: int, split: CocoSplit, known: set[Any]) -> Iterator[LedgerEntry]:
+        """Annotations of images that the file does not have."""
+        image_ids = self._db.execute("SELECT DISTINCT image_id FROM objects WHERE split = ?", (number,)).fetchall()
+        for (image_id,) in image_ids:
+            if image_id in known:
+                continue
+            for values in self.objects(number, image_id):
+                annotation_id = values.get("id")
+                yield LedgerEntry(
+                    subject="annotation",
+                    fate="dropped",
+                    reason="its image is not in the file",
+                    image_id=str(image_id),
+                    annotation_id=annotation_id if isinstance(annotation_id, int) else None,
+                    detail=redact(split.annotations),
+                )
+
+
+def _is_key(value: Any) -> bool:
+    return (
+        isinstance(value, (int, str))
+        and not isinstance(value, bool)
+        and (isinstance(value, str) or -(2**63) <= value < 2**63)
+    )
+
+
+def _malformed(subject: Any, split: str, text: str) -> LedgerEntry:
+    return LedgerEntry(
+        subject=subject,
+        fate="dropped",
+        reason=f"not a COCO {subject}",
+        image_id="",
+        detail=f"split {split}: {text[:200]}",
+    )
+
+
+def _refusal(image: Mapping[str, Any], stat: FileStat | None, taken: str | None, again: bool) -> str | None:
+    """Why an image cannot be offered, or None."""
+    if again:
+        return "image id given twice in one file"
+    if not isinstance(image.get("id"), int) or not isinstance(image.get("file_name"), str):
+        return "image without an integer id or a file_name"
+    if taken is not None:
+        return "image file already used by another entry"
+    return "image file missing" if stat is None else None
+
+
+def _declared_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = image.get("width"), image.get("height")
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+
+
+def _prefixes(splits: Sequence[CocoSplit], read: Sequence[_Read]) -> list[str]:
+    names = [{str(i.get("file_name", "")) for i in r.images} for r in read]
+    if sum(map(len, names)) == len(set().union(*names)):
+        return [""] * len(splits)
+    folders = [s.images.rsplit("/", 1)[-1] for s in splits]
+    return [f"{folder}/" for folder in (folders if len(set(folders)) == len(folders) else [s.name for s in splits])]
+
+
+def _ids_clash(read: Sequence[_Read]) -> bool:
+    """Two splits number their images alike: then ids are given in plan order instead."""
+    ids = [{i.get("id") for i in r.images if _is_key(i.get("id"))} for r in read]
+    return sum(map(len, ids)) != len(set().union(*ids))
+
+
+def _open_split(
+    name: str, *, annotations: str, images: str | None = None, keypoints: str | Sequence[str] | None = None
+) -> CocoSplit:
+    annotations = absolute(annotations)
+    if not _exists(annotations):
+        raise ValueError(f"no COCO annotation file at {redact(annotations)}")
+    points = [keypoints] if isinstance(keypoints, str) else list(keypoints or ())
+    for uri in points:
+        if not _exists(uri):
+            raise ValueError(f"no COCO keypoint file at {redact(uri)}")
+    folder = _guess_images(annotations) if images is None else absolute(images)
+    if images is not None and Store.open(folder).is_local and not Path(folder).is_dir():
+        raise ValueError(f"no folder of images at {folder}")
+    return CocoSplit(
+        name=name, annotations=annotations, images=folder.rstrip("/"), keypoints=tuple(absolute(p) for p in points)
+    )
+
+
+def _guess_split(annotations: str) -> str:
+    found = re.search(r"(train|val|test)", annotations.rsplit("/", 1)[-1])
+    return found[1] if found else "train"
+
+
+def _guess_images(annotations: str) -> str:
+    """``X/annotations/instances_train2017.json`` -> ``X/train2017`` or ``X/images/train2017``."""
+    folder, _, name = annotations.rpartition("/")
+    part = name.removesuffix(".json").split("_")[-1]
+    root = folder.rpartition("/")[0]
+    tried = [f"{root}/{part}", f"{root}/images/{part}", f"{folder}/{part}", f"{root}/images", f"{folder}/images"]
+    for uri in tried:
+        if _exists(uri):
+            return uri
+    raise ValueError(f"no folder of images beside {redact(annotations)} (tried {part} and images); give `images`")
+
+
+def _exists(uri: str) -> bool:
+    store, name = split_uri(uri)
+    return store.exists(name)
+
+
+def _stat(uri: str) -> FileStat:
+    store, name = split_uri(uri)
+    stat = store.stat(name)
+    return FileStat(path=absolute(uri), size=stat.size, etag=stat.etag)
+
+
+def _list_images(folder: str) -> dict[str, FileStat]:
+    return {stat.path: stat for stat in Store.open(folder).list_files()}
+
+
+def _stream(uri: str, *, arrays: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    store, name = split_uri(uri)
+    with store.open_read(name) as stream:
+        yield from stream_object(stream, redact(uri), arrays=arrays, skip=[a for a in _ARRAYS if a not in arrays])
+
+
+def _categories(uri: str) -> list[dict[str, Any]]:
+    return [value for _, value, _ in _stream_key(uri, "categories")]
+
+
+def _stream_key(uri: str, key: str) -> Iterator[tuple[str, Any, str]]:
+    return (found for found in _stream(uri, arrays=(key,)) if found[0] == key)

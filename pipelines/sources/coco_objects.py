@@ -1,0 +1,201 @@
+"""COCO's JSON objects to and from our words. Nothing is lost: what has no field of its own is kept as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.records import Annotations, Category, FloatArray, LabelMap, Polygons, Rle
+from pipelines.references import CategoryMismatch
+
+_ANNOTATION_FIELDS = frozenset({"id", "image_id", "category_id", "bbox", "area", "iscrowd"})
+_CATEGORY_FIELDS = frozenset({"id", "name", "supercategory", "keypoints", "skeleton"})
+# No category has it: an annotation without a usable category id is dropped as of unknown category.
+NO_CATEGORY = -(2**62)
+
+
+def parse_categories(files: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> LabelMap:
+    """Merge the categories of several files, in order of appearance.
+
+    Args:
+        files: (name of the file, its ``categories``); a later file adds categories and keypoints.
+    Raises:
+        CategoryMismatch: one id has two names.
+        ValueError: a category without id or name, or no category at all.
+    """
+    merged: dict[int, Category] = {}
+    name = ""
+    for name, categories in files:
+        for values in categories:
+            category = _parse_category(values, name)
+            known = merged.get(category.category_id)
+            if known is None:
+                merged[category.category_id] = category
+            elif known.name != category.name:
+                raise CategoryMismatch(
+                    f"category id {known.category_id} is {known.name!r} in one file and {category.name!r} in {name}; "
+                    "one ingest needs one set of categories"
+                )
+            elif category.keypoints and not known.keypoints:
+                merged[category.category_id] = category
+    if not merged:
+        raise ValueError(f"{name or 'the source'} has no categories; a COCO file lists them under 'categories'")
+    return LabelMap(categories=tuple(merged.values()))
+
+
+def _parse_category(values: Mapping[str, Any], name: str) -> Category:
+    try:
+        return Category(
+            category_id=int(values["id"]),
+            name=str(values["name"]),
+            supercategory=str(values.get("supercategory") or ""),
+            keypoints=tuple(values.get("keypoints") or ()),
+            # COCO counts keypoints from 1.
+            skeleton=tuple((int(a) - 1, int(b) - 1) for a, b in values.get("skeleton") or ()),
+            extra={k: v for k, v in values.items() if k not in _CATEGORY_FIELDS},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"{name}: category {values!r} needs an integer 'id' and a 'name'") from None
+
+
+def category_to_json(category: Category) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "supercategory": category.supercategory,
+        "id": category.category_id,
+        "name": category.name,
+    }
+    if category.keypoints:
+        values["keypoints"] = list(category.keypoints)
+        values["skeleton"] = [[a + 1, b + 1] for a, b in category.skeleton]
+    return values | dict(category.extra)
+
+
+def parse_annotations(objects: Sequence[Mapping[str, Any]]) -> Annotations:
+    """The annotations of one image.
+
+    A missing or malformed box becomes NaN and a bad category id ``NO_CATEGORY``: the checks drop them, with a reason.
+    A segmentation or keypoints that are not COCO's are kept under ``attributes`` as they are.
+    """
+    n = len(objects)
+    polygons: list[Polygons | None] = []
+    rles: list[Rle | None] = []
+    keypoints: list[FloatArray | None] = []
+    attributes: list[dict[str, Any]] = []
+    for values in objects:
+        other = {k: v for k, v in values.items() if k not in _ANNOTATION_FIELDS}
+        outline, rle = _parse_segmentation(other)
+        polygons.append(outline)
+        rles.append(rle)
+        keypoints.append(_parse_keypoints(other))
+        attributes.append(other)
+    return Annotations(
+        ids=np.array([_integer(a.get("id"), i + 1) for i, a in enumerate(objects)], np.int64),
+        boxes_xywh=np.array([_parse_box(a.get("bbox")) for a in objects], np.float64).reshape(n, 4),
+        category_ids=np.array([_integer(a.get("category_id"), NO_CATEGORY) for a in objects], np.int64),
+        area=np.array([_number(a.get("area")) for a in objects], np.float64),
+        iscrowd=np.array([bool(a.get("iscrowd", 0)) for a in objects], np.bool_),
+        polygons=tuple(polygons),
+        rles=tuple(rles),
+        keypoints=tuple(keypoints),
+        num_keypoints=np.array([_take_count(other) for other in attributes], np.int64),
+        attributes=tuple(attributes),
+    )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def _integer(value: Any, default: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return default
+    return int(value) if value == int(value) and abs(value) < 2**63 else default
+
+
+def _parse_box(bbox: Any) -> list[float]:
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return [math.nan] * 4
+    return [_number(v) for v in bbox]
+
+
+def _parse_segmentation(other: dict[str, Any]) -> tuple[Polygons | None, Rle | None]:
+    """Takes ``segmentation`` out of ``other`` where it is understood."""
+    found = other.get("segmentation")
+    if found is None or found == []:
+        other.pop("segmentation", None)
+        return None, None
+    if isinstance(found, list) and all(_is_polygon(p) for p in found):
+        del other["segmentation"]
+        return tuple(tuple(float(v) for v in polygon) for polygon in found), None
+    if isinstance(found, dict) and set(found) == {"size", "counts"} and len(found["size"]) == 2:
+        counts = found["counts"]
+        if isinstance(counts, list) and all(isinstance(c, int) for c in counts):
+            counts = tuple(counts)
+        if isinstance(counts, (str, tuple)):
+            del other["segmentation"]
+            return None, Rle(size=(int(found["size"][0]), int(found["size"][1])), counts=counts)
+    return None, None
+
+
+def _is_polygon(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) in (int, float) for v in values)
+
+
+def _parse_keypoints(other: dict[str, Any]) -> FloatArray | None:
+    """Takes ``keypoints`` out of ``other`` where they are understood."""
+    found = other.get("keypoints")
+    if not isinstance(found, list) or len(found) % 3 or not _is_polygon(found):
+        return None
+    del other["keypoints"]
+    return np.array(found, np.float64).reshape(-1, 3)
+
+
+def _take_count(other: dict[str, Any]) -> int:
+    count = other.get("num_keypoints")
+    if type(count) is not int or count < 0:
+        return -1
+    del other["num_keypoints"]
+    return count
+
+
+def annotations_to_json(annotations: Annotations, image_id: int) -> list[dict[str, Any]]:
+    """COCO's annotation objects of one image.
+
+    Whole numbers among keypoints are written as integers, as COCO has them. Where the source gave no area, the
+    box's is written.
+    """
+    objects = []
+    for i in range(len(annotations)):
+        box = annotations.boxes_xywh[i].tolist()
+        area = float(annotations.area[i])
+        values: dict[str, Any] = {
+            "segmentation": _segmentation_to_json(annotations.polygons[i], annotations.rles[i]),
+            "area": box[2] * box[3] if math.isnan(area) else area,
+            "iscrowd": int(annotations.iscrowd[i]),
+            "image_id": image_id,
+            "bbox": box,
+            "category_id": int(annotations.category_ids[i]),
+            "id": int(annotations.ids[i]),
+        }
+        keypoints = annotations.keypoints[i]
+        if keypoints is not None:
+            values["keypoints"] = [int(v) if v.is_integer() else v for v in keypoints.reshape(-1).tolist()]
+        if annotations.num_keypoints[i] >= 0:
+            values["num_keypoints"] = int(annotations.num_keypoints[i])
+        if annotations.scores is not None:
+            values["score"] = float(annotations.scores[i])
+        if annotations.attributes:
+            values |= annotations.attributes[i]
+        objects.append(values)
+    return objects
+
+
+def _segmentation_to_json(polygons: Polygons | None, rle: Rle | None) -> Any:
+    if polygons is not None:
+        return [list(polygon) for polygon in polygons]
+    if rle is not None:
+        return {"counts": rle.counts if isinstance(rle.counts, str) else list(rle.counts), "size": list(rle.size)}
+    return []
