@@ -32,7 +32,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     order = torch.argsort(scores, descending=True, stable=True)
     apart = _apart(boxes, labels)[order]
-    ranked = scores[order]
+    ranked = scores[order].double()  # the kernel wants one type
     tried = max(3 * limit, 256)
     while True:
         kept: Tensor = nms(apart[:tried], ranked[:tried], iou_threshold)
