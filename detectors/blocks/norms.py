@@ -49,6 +49,11 @@ class FrozenNormConv2d(nn.Module):
         padding = self.padding
         if self.same_padding:
             x, padding = pad_same(x, weight.shape[-2:], self.stride, self.dilation), (0, 0)
+        if self.groups > 1 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # oneDNN has no fast bfloat16 gradient of depthwise kernels: 34 ms for a 5x5 that takes 11 in float32.
+            with torch.autocast("cpu", enabled=False):
+                y = F.conv2d(x.float(), weight, bias, self.stride, padding, self.dilation, self.groups)
+                return y.to(x.dtype)
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -79,7 +84,17 @@ class FrozenNormConv2d(nn.Module):
         return f"{tuple(self.weight.shape)}, stride={self.stride}, groups={self.groups}"
 
 
-class GroupNormAct(nn.GroupNorm):
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm that stays in float32 under autocast: more exact, and on the CPU five times as fast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
+class GroupNormAct(GroupNorm):
     """GroupNorm and the activation that came with the BatchNorm it replaces."""
 
     def __init__(self, channels: int, act: nn.Module) -> None:
@@ -115,7 +130,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     """
     match norm:
         case "gn":
-            return nn.GroupNorm(num_groups(channels), channels)
+            return GroupNorm(num_groups(channels), channels)
         case "bn":
             return nn.BatchNorm2d(channels)
         case "none":

@@ -1,0 +1,27 @@
+"""Keeping the C allocator from handing large tensors' memory back to the kernel after every use."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
+
+
+def keep_freed_memory(top_pad_mb: int = 64) -> bool:
+    """Lets this process keep the memory of freed tensors for the next ones.
+
+    By default glibc maps every large block afresh, and the kernel zeroes it page by page: a training step of
+    ``retinanet_lite0`` at 416 px on the CPU takes 1.4 times as long. Call it once, early, in a process that trains or
+    predicts on the CPU; the process's memory then stays at its peak.
+
+    Args:
+        top_pad_mb: how much more than needed is asked of the kernel at a time, MiB.
+    Returns:
+        Whether it is in effect; False where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, top_pad_mb * 2**20))
+    return all(libc.mallopt(option, value) == 1 for option, value in settings)
