@@ -1,0 +1,50 @@
+"""The table of commands, and how any of them ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import typer
+
+from flows.cli import console, demo, ingest, look, stages
+
+app = typer.Typer(
+    name="boxmill",
+    help="Piles of images into labelled datasets, detectors and predictions, from a laptop to a Ray cluster.\n\n"
+    "Every path may be any fsspec URL (s3://bucket/..., gs://..., memory://...).",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(ingest.app, name="ingest")
+app.command("train", help=stages.TRAIN_HELP)(stages.train)
+app.command("label", help=stages.LABEL_HELP)(stages.label)
+app.command("evaluate", help=stages.EVALUATE_HELP)(stages.evaluate)
+app.add_typer(stages.export_app, name="export")
+app.command("lifecycle", help=stages.LIFECYCLE_HELP)(stages.lifecycle)
+app.command("inspect", help=look.INSPECT_HELP)(look.inspect)
+app.command("detectors", help=look.DETECTORS_HELP)(look.detectors)
+app.command("demo", help=demo.HELP)(demo.demo)
+app.command("step", hidden=True)(stages.step)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and gives its exit code."""
+    console.mode.json = console.mode.debug = False
+    try:
+        app(args=list(arguments), prog_name="boxmill", standalone_mode=True)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else console.FAILURE
+        if code == console.INTERRUPTED:
+            console.note("interrupted; the same command again goes on where this one stopped")
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has left, as `head` does: nothing went wrong here.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return console.OK
+    except Exception as error:
+        return console.failed(error)
+    return console.OK

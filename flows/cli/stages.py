@@ -1,0 +1,231 @@
+"""``train``, ``label``, ``evaluate``, ``export`` and ``lifecycle``: options into configs, results into tables."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli import console
+from flows.cli.options import ConfigFile, Debug, Json, Prefect, RayAddress, Settings, Split, execute, gather, run_flow
+
+TRAIN_HELP = """Train a detector on a dataset. The same command again resumes.
+
+Example: `boxmill train data/cells --out models/cells --epochs 15`
+"""
+LABEL_HELP = """Label a dataset, or a folder, tar or zip of images, with a model. The same command again resumes.
+
+Example: `boxmill label data/cells --model models/cells --split test`
+"""
+EVALUATE_HELP = """Measure predictions against truth as COCO does, and write a report.
+
+Example: `boxmill evaluate data/cells data/cells@labels/predictions --split test --report report.html`
+"""
+EXPORT_HELP = """Write a dataset version, or predictions, in another format."""
+COCO_HELP = """Write COCO JSON: annotations of a truth, a results file of predictions.
+
+Example: `boxmill export coco data/cells --out exported/cells`
+"""
+LIFECYCLE_HELP = """Run everything as one Prefect flow: ingest, baseline, train, label, evaluate, report, export.
+
+Example: `boxmill lifecycle --out runs/one --set train.epochs=5 --set ingest.options.num_train=200`
+"""
+
+Model = Annotated[str, typer.Option("--model", help="Model directory that train wrote, any fsspec URL.")]
+
+
+def train(
+    dataset: Annotated[str, typer.Argument(help="Dataset reference: `URI` or `URI@labels/<set>[:<version>]`.")],
+    out: Annotated[str, typer.Option("--out", help="Directory of the model, any fsspec URL.")],
+    detector: Annotated[
+        str | None, typer.Option(help="A name of `boxmill detectors`, or package.module:factory.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="Weights to start from: imagenet, a path or URL, or none.")
+    ] = None,
+    train_split: Annotated[str | None, typer.Option(help="Split to learn from.")] = None,
+    val_split: Annotated[str | None, typer.Option(help="Split to validate on after each epoch; none for none.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    image_size: Annotated[int | None, typer.Option(min=32, help="Longer side in model pixels.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a worker and step.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that train together.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace another run's model in --out.")] = None,
+    settings: Settings = None,
+    config: ConfigFile = None,
+    ray_address: RayAddress = None,
+    prefect: Prefect = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    from flows.config import TrainConfig
+
+    given = {
+        "dataset": dataset,
+        "out": out,
+        "detector": detector,
+        "train_split": train_split,
+        "epochs": epochs,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "workers": workers,
+        "lr": lr,
+        "seed": seed,
+        "overwrite": overwrite,
+        "ray_address": ray_address,
+    }
+    values = gather(config, settings, given)
+    for name, value in (("val_split", val_split), ("pretrained_backbone", backbone)):
+        if value is not None:
+            values[name] = None if value == "none" else value
+    model = execute("train", TrainConfig(**values), prefect=prefect)
+    if console.mode.json:
+        console.write_json(model)
+        return
+    numbers = {name: model["metrics"][name] for name in ("AP", "AP50", "AP75") if name in model["metrics"]}
+    console.show("Model", {"uri": model["uri"], "digest": model["digest"], "minutes": model["seconds"] / 60, **numbers})
+
+
+def label(
+    images: Annotated[str, typer.Argument(help="Dataset reference, or a folder, tar, tar.gz or zip of images.")],
+    model: Model,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="Name of the predictions' label set; for a folder or archive the URI to write."),
+    ] = None,
+    split: Split = None,
+    score_threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Keep detections above this.")] = None,
+    coco_results: Annotated[str | None, typer.Option(help="Also write a COCO results file here.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that label.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 if an image was quarantined.")] = False,
+    settings: Settings = None,
+    config: ConfigFile = None,
+    ray_address: RayAddress = None,
+    prefect: Prefect = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    from flows.config import LabelConfig
+
+    given = {
+        "input": images,
+        "model": model,
+        "out": out,
+        "splits": split or None,
+        "score_threshold": score_threshold,
+        "coco_results": coco_results,
+        "workers": workers,
+        "batch_size": batch_size,
+        "ray_address": ray_address,
+    }
+    predictions = execute("label", LabelConfig(**gather(config, settings, given)), prefect=prefect)
+    if console.mode.json:
+        console.write_json(predictions)
+    else:
+        console.show("Predictions", {name: value for name, value in predictions.items() if value is not None})
+    bad = predictions["num_quarantined"]
+    if bad:
+        console.warn(f"{bad} image(s) could not be read and were quarantined; see _quarantine beside the predictions")
+        if strict:
+            raise typer.Exit(console.INCOMPLETE)
+
+
+def evaluate(
+    dataset: Annotated[str, typer.Argument(help="Reference of the truth.")],
+    predictions: Annotated[str, typer.Argument(help="Reference of the predictions.")],
+    split: Split = None,
+    report: Annotated[str | None, typer.Option("--report", help="Write the HTML report here, any fsspec URL.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model whose training curves the report shows.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
+    prefect: Prefect = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    from flows.config import EvaluateConfig
+
+    config = EvaluateConfig(
+        dataset=dataset, predictions=predictions, splits=split or None, report=report, model=model, title=title
+    )
+    found = execute("evaluate", config, prefect=prefect)
+    if console.mode.json:
+        console.write_json({key: value for key, value in found.items() if key != "figure"})
+        return
+    console.show("COCO box metrics", found["metrics"])
+    names = ["AP", "AP50", "num_truths", "num_detections"]
+    rows = [[name, *(numbers[key] for key in names)] for name, numbers in found["per_class"].items()]
+    console.show_table("By class", ["class", "AP", "AP50", "truths", "detections"], rows)
+    if found["report"]:
+        console.note(f"report: {found['report']}")
+
+
+export_app = typer.Typer(help=EXPORT_HELP, no_args_is_help=True)
+
+
+@export_app.callback()
+def export() -> None:
+    # Without a callback typer would make the only format the command itself.
+    pass
+
+
+@export_app.command("coco", help=COCO_HELP)
+def export_coco(
+    dataset: Annotated[str, typer.Argument(help="Dataset or prediction reference.")],
+    out: Annotated[str, typer.Option("--out", help="Folder to write; for predictions the results file.")],
+    split: Split = None,
+    images: Annotated[bool, typer.Option("--images", help="Write the image files as well.")] = False,
+    prefect: Prefect = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    from flows.config import ExportConfig
+
+    config = ExportConfig(dataset=dataset, out=out, splits=split or None, images=images)
+    written = execute("export", config, prefect=prefect)
+    if console.mode.json:
+        console.write_json(written)
+        return
+    counts = {"images": written["num_images"], "objects": written["num_objects"]}
+    console.show("Exported", {**{name or "all": uri for name, uri in written["files"].items()}, **counts})
+
+
+def lifecycle(
+    out: Annotated[str, typer.Option("--out", help="Folder of all that is made, any fsspec URL.")],
+    settings: Settings = None,
+    config: ConfigFile = None,
+    ray_address: RayAddress = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    from flows.config import LifecycleConfig
+
+    checked = LifecycleConfig(**gather(config, settings, {"out": out, "ray_address": ray_address}))
+    with console.results_only_on_stdout(), console.Bars() as bars:
+        result = run_flow("lifecycle", checked, bars, out)
+    if console.mode.json:
+        console.write_json(result)
+    else:
+        console.show("Lifecycle", summary(result))
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """What a person wants to see of a lifecycle's result."""
+    baseline = result["baseline"]
+    return {
+        **({} if baseline is None else {"AP50 untrained": baseline["AP50"]}),
+        "AP50": result["metrics"]["AP50"],
+        "AP": result["metrics"]["AP"],
+        "training minutes": result["model"]["seconds"] / 60,
+        "dataset": result["dataset"]["reference"],
+        "model": result["model"]["uri"],
+        "predictions": result["export"],
+        "report": result["report"],
+    }
+
+
+def step(name: str, config_json: str) -> None:
+    """What a Ray Job runs: one stage, told in marked lines."""
+    from flows.steps import run_marked
+
+    raise typer.Exit(run_marked(name, config_json))

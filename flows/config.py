@@ -1,0 +1,160 @@
+"""What a user may say: one strict config for each flow, checked before anything starts.
+
+The settings of training and labelling are the workers' own dataclasses (see ``flows.mirror``); a flow's config adds
+where things are read and written. ``LifecycleConfig`` nests the settings of all stages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from flows.mirror import Strict, build, strict_model
+from workers import label_config, train_config
+
+__all__ = [
+    "EvaluateConfig",
+    "ExportConfig",
+    "IngestConfig",
+    "LabelConfig",
+    "LifecycleConfig",
+    "TrainConfig",
+    "explain",
+]
+
+RAY_ADDRESS = (
+    "host:port or ray://host:port of a cluster to join, or the http(s) address of its dashboard to submit a Ray Job "
+    "to; none: RAY_ADDRESS, else this machine"
+)
+
+
+class IngestSettings(Strict):
+    """Which source to read, and how."""
+
+    source: str = Field("synthetic", description="kind of source: coco, voc, synthetic, archive")
+    options: dict[str, Any] = Field(default_factory=dict, description="the source's own options")
+    label_set: str = Field("gt", description="name of the truth's label set")
+    strict: bool = Field(False, description="refuse bad images and annotations instead of mending or quarantining")
+    hash_inputs: bool = Field(False, description="recognise changed inputs by sha256, not by size and time")
+
+
+class IngestConfig(IngestSettings):
+    """Images and annotations of a source into a dataset version."""
+
+    dataset: str = Field(description="URI of the dataset, any fsspec URL; made where it does not exist")
+    ray_address: str | None = Field(None, description=RAY_ADDRESS)
+
+
+TrainSettings = strict_model("TrainSettings", train_config.TrainConfig, without=("dataset", "out", "ray_address"))
+
+
+class TrainConfig(TrainSettings):
+    """A detector trained on a dataset version."""
+
+    dataset: str = Field(description="reference: URI or URI@labels/<set>[:<version>]")
+    out: str = Field(description="directory of the model, any fsspec URL")
+    ray_address: str | None = Field(None, description=RAY_ADDRESS)
+
+    def to_worker(self) -> train_config.TrainConfig:
+        return build(train_config.TrainConfig, self.model_dump())
+
+
+LabelSettings = strict_model(
+    "LabelSettings",
+    label_config.LabelConfig,
+    without=("input", "model", "out", "splits", "coco_results", "ray_address"),
+)
+
+
+class LabelConfig(LabelSettings):
+    """A model's predictions for a dataset, or for a folder, tar or zip of images."""
+
+    input: str = Field(description="dataset reference, or URI of a folder, tar, tar.gz or zip of images")
+    model: str = Field(description="directory that train wrote, any fsspec URL")
+    out: str | None = Field(
+        None, description="name of the predictions' label set; for a folder or archive the URI where they go"
+    )
+    splits: tuple[str, ...] | None = Field(None, description="splits of a dataset; none: all images")
+    coco_results: str | None = Field(None, description="COCO results file to write as well, any fsspec URL")
+    ray_address: str | None = Field(None, description=RAY_ADDRESS)
+
+    def to_worker(self) -> label_config.LabelConfig:
+        return build(label_config.LabelConfig, self.model_dump())
+
+
+class EvaluateSettings(Strict):
+    """What to measure."""
+
+    splits: tuple[str, ...] | None = Field(None, description="splits to measure on; none: every image of the truth")
+    title: str | None = Field(None, description="title of the report")
+
+
+class EvaluateConfig(EvaluateSettings):
+    """COCO box metrics of predictions against truth, with a report."""
+
+    dataset: str = Field(description="reference of the truth")
+    predictions: str = Field(description="reference of the predictions")
+    model: str | None = Field(None, description="model directory whose training curves the report shows")
+    report: str | None = Field(None, description="where to write the HTML report, any fsspec URL")
+
+
+class ExportConfig(Strict):
+    """A dataset version as COCO JSON, or predictions as a COCO results file."""
+
+    dataset: str = Field(description="reference of truth or predictions")
+    out: str = Field(description="folder to write; for predictions the results file; any fsspec URL")
+    splits: tuple[str, ...] | None = Field(None, description="splits to write; none: all")
+    images: bool = Field(False, description="write the image files as well")
+
+
+class LifecycleConfig(Strict):
+    """Everything from a source to a report: ingest, baseline, train, label, evaluate, export."""
+
+    out: str = Field(description="folder of all that is made: dataset, model, report, exports; any fsspec URL")
+    ingest: IngestSettings = Field(default_factory=IngestSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    label: LabelSettings = Field(default_factory=LabelSettings)
+    evaluate: EvaluateSettings = Field(default_factory=lambda: EvaluateSettings(splits=("val",)))
+    baseline: bool = Field(True, description="measure the untrained detector as well, to compare with")
+    ray_address: str | None = Field(None, description=RAY_ADDRESS)
+
+    def place(self, name: str) -> str:
+        """URI of something inside ``out``."""
+        return f"{self.out.rstrip('/')}/{name}"
+
+    def ingest_config(self) -> IngestConfig:
+        return IngestConfig(**self.ingest.model_dump(), dataset=self.place("dataset"), ray_address=self.ray_address)
+
+    def train_config(self, dataset: str) -> TrainConfig:
+        return TrainConfig(
+            **self.train.model_dump(), dataset=dataset, out=self.place("model"), ray_address=self.ray_address
+        )
+
+    def label_config(self, dataset: str, model: str, label_set: str) -> LabelConfig:
+        return LabelConfig(
+            **self.label.model_dump(),
+            input=dataset,
+            model=model,
+            out=label_set,
+            splits=self.evaluate.splits,
+            ray_address=self.ray_address,
+        )
+
+    def evaluate_config(self, dataset: str, predictions: str, **where: str | None) -> EvaluateConfig:
+        return EvaluateConfig(**self.evaluate.model_dump(), dataset=dataset, predictions=predictions, **where)
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line, each key by its full name."""
+    parts = []
+    for problem in error.errors(include_url=False, include_context=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        match problem["type"]:
+            case "extra_forbidden":
+                parts.append(f"unknown setting {key!r}")
+            case "missing":
+                parts.append(f"{key} is needed")
+            case _:
+                parts.append(f"{key}={problem['input']!r}: {problem['msg']}")
+    return f"{error.title}: " + "; ".join(parts)

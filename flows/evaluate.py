@@ -1,0 +1,37 @@
+"""The evaluate flow: truth and predictions into metrics and a report."""
+
+from __future__ import annotations
+
+from prefect import flow, task
+
+from flows import steps
+from flows.config import EvaluateConfig
+from flows.progress import current_progress
+from flows.steps import Result
+from flows.tasks import DURABLE, show_figure, show_link, show_table
+
+
+@task(name="evaluate", **DURABLE)
+def evaluate_task(config: EvaluateConfig) -> Result:
+    return steps.evaluate(config, current_progress())
+
+
+@flow(name="evaluate")
+def evaluate(config: EvaluateConfig) -> Result:
+    """Measures predictions as COCO does.
+
+    Returns:
+        ``metrics`` (the 12 numbers), ``per_class``, ``report``, ``figure``.
+    """
+    return run_evaluate(config)
+
+
+def run_evaluate(config: EvaluateConfig, *, key: str = "metrics") -> Result:
+    """The task with its artifacts, for any flow; ``key`` names the table of metrics."""
+    found = evaluate_task(config)
+    show_table(key, {name: round(value, 4) for name, value in found["metrics"].items()}, "COCO box metrics")
+    if found["figure"]:
+        show_figure(f"{key}-precision-recall", found["figure"], "Precision over recall")
+    if found["report"]:
+        show_link("report", found["report"], "Report")
+    return found

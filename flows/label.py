@@ -1,0 +1,45 @@
+"""The label flow: images and a model into predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, task
+
+from flows import steps
+from flows.config import LabelConfig
+from flows.progress import current_progress
+from flows.steps import Result, config_digest
+from flows.tasks import DURABLE, dataset_is_there, digest_of_dataset, digest_of_model, show_table, verified
+
+
+def _cache_key(context: Any, parameters: dict[str, Any]) -> str | None:
+    config: LabelConfig = parameters["config"]
+    try:
+        images = digest_of_dataset(config.input)
+    except ValueError:
+        # A folder or an archive: whether it has changed is known from listing it, which labelling does first.
+        return None
+    return config_digest("label", config, images=images, model=digest_of_model(config.model))
+
+
+@task(name="label", cache_key_fn=_cache_key, **DURABLE)
+def label_task(config: LabelConfig) -> Result:
+    return steps.label(config, current_progress())
+
+
+@flow(name="label")
+def label(config: LabelConfig) -> Result:
+    """Labels a dataset, or a folder, tar or zip; the same call again does only what is missing.
+
+    Returns:
+        ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ``coco_results_uri``, ``seconds``.
+    """
+    return run_label(config)
+
+
+def run_label(config: LabelConfig) -> Result:
+    """The task with its checks and artifacts, for any flow."""
+    predictions = verified(label_task, config, dataset_is_there)
+    show_table("predictions", predictions, "Predictions")
+    return predictions

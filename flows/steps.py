@@ -1,0 +1,179 @@
+"""The stages as plain functions: a config in, a JSON-ready reference out. No Prefect here.
+
+The command line calls these directly, and flows wrap them. A stage whose ``ray_address`` is a dashboard (http...) is
+run as a Ray Job there, by this same module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from flows.config import EvaluateConfig, ExportConfig, IngestConfig, LabelConfig, LifecycleConfig, TrainConfig
+from flows.mirror import Strict
+from flows.progress import Progress
+
+Result = dict[str, Any]
+
+
+def ingest(config: IngestConfig, progress: Progress | None = None) -> Result:
+    """Source into dataset version: ``reference``, ``digest``, ``num_images``, ``num_objects``, ``ledger``."""
+    if _is_dashboard(config.ray_address):
+        return _as_job("ingest", config, progress)
+    from pipelines.sources import open_source
+    from workers import ingest
+
+    version = ingest(
+        open_source(config.source, **config.options),
+        config.dataset,
+        label_set=config.label_set,
+        strict=config.strict,
+        hash_inputs=config.hash_inputs,
+        ray_address=config.ray_address,
+        progress=progress,
+    )
+    return asdict(version)
+
+
+def train(config: TrainConfig, progress: Progress | None = None) -> Result:
+    """Dataset version into model: ``uri``, ``digest``, ``metrics``, ``history``, ``seconds``."""
+    if _is_dashboard(config.ray_address):
+        return _as_job("train", config, progress)
+    from workers import train
+
+    return asdict(train(config.to_worker(), progress))
+
+
+def untrained(config: TrainConfig, out: str) -> Result:
+    """The detector that training would start from, as a model in ``out``."""
+    from workers.untrained import write_untrained
+
+    return asdict(write_untrained(replace(config.to_worker(), out=out)))
+
+
+@contextmanager
+def shared_ray(config: LifecycleConfig) -> Iterator[None]:
+    """One Ray for several stages, as starting it takes seconds; Ray Jobs have their own."""
+    if _is_dashboard(config.ray_address):
+        yield
+        return
+    from workers.cluster import ray_session
+
+    cores = os.cpu_count() or 1
+    with ray_session(config.ray_address, num_cpus=max(cores, config.train.workers)):
+        yield
+
+
+def label(config: LabelConfig, progress: Progress | None = None) -> Result:
+    """Images and model into predictions: ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ..."""
+    if _is_dashboard(config.ray_address):
+        return _as_job("label", config, progress)
+    from workers import label
+
+    return asdict(label(config.to_worker(), progress))
+
+
+def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result:
+    """Truth and predictions into ``metrics`` (12 numbers), ``per_class``, ``report``, ``figure`` (SVG)."""
+    from workers.evaluate import evaluate
+
+    found = evaluate(
+        config.dataset,
+        config.predictions,
+        splits=config.splits,
+        report_uri=config.report,
+        history=_history(config.model),
+    )
+    return {
+        "metrics": found.metrics.stats,
+        "per_class": {name: asdict(numbers) for name, numbers in found.metrics.per_class.items()},
+        "report": found.report_uri,
+    }
+
+
+def export(config: ExportConfig, progress: Progress | None = None) -> Result:
+    """Truth into COCO JSON files, predictions into a results file: ``files``, ``num_images``, ``num_objects``."""
+    from pipelines.exports.coco import export_coco
+    from pipelines.predictions import open_predictions, to_coco_results
+    from pipelines.versions import open_dataset
+
+    dataset = open_dataset(config.dataset)
+    if dataset.metadata.get("kind") != "predictions":
+        return asdict(export_coco(dataset, config.out, splits=config.splits, images=config.images))
+    if config.images:
+        raise ValueError(f"{dataset.reference} holds predictions, whose export has no images; export the truth instead")
+    written = to_coco_results(open_predictions(dataset.reference), config.out, config.splits)
+    return {"files": {"results": written}, "num_images": dataset.num_images, "num_objects": dataset.num_objects}
+
+
+STEPS: dict[str, tuple[type[Strict], Callable[..., Result]]] = {
+    "ingest": (IngestConfig, ingest),
+    "train": (TrainConfig, train),
+    "label": (LabelConfig, label),
+    "evaluate": (EvaluateConfig, evaluate),
+    "export": (ExportConfig, export),
+}
+
+
+def config_digest(step: str, config: Strict, **inputs: str) -> str:
+    """sha256 of a stage, its settings (not where they run) and the digests of its inputs."""
+    settings = config.model_dump(mode="json", exclude={"ray_address"})
+    text = json.dumps({"step": step, "settings": settings, "inputs": inputs}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _history(model: str | None) -> list[Mapping[str, Any]] | None:
+    if model is None:
+        return None
+    from workers.saved_model import read_trained
+
+    trained = read_trained(model)
+    return None if trained is None else list(trained.model.history)
+
+
+def _is_dashboard(address: str | None) -> bool:
+    return address is not None and address.startswith(("http://", "https://"))
+
+
+def _as_job(step: str, config: Strict, progress: Progress | None) -> Result:
+    from workers.jobs_client import source_root, submit_job
+
+    # Inside the job RAY_ADDRESS names its cluster.
+    there = config.model_copy(update={"ray_address": None})
+    return submit_job(
+        config.ray_address,
+        ["python", "-m", "flows.cli", "step", step, there.model_dump_json()],
+        submission_id=f"boxmill-{step}-{config_digest(step, config)[:24]}",
+        working_dir=source_root(),
+        progress=progress,
+    )
+
+
+def run_marked(step: str, config_json: str) -> int:
+    """Runs a stage inside a Ray Job; progress, result or error go to standard output as marked lines."""
+    from flows.errors import describe, is_bad_input
+    from workers.jobs_client import ERROR, PROGRESS, RESULT
+
+    def tell(mark: str, what: Mapping[str, Any]) -> None:
+        print(mark + json.dumps(what), flush=True)
+
+    def progress(stage: str, done: int, total: int, **numbers: float) -> None:
+        tell(PROGRESS, {"stage": stage, "done": done, "total": total, **numbers})
+
+    config_type, function = STEPS[step]
+    try:
+        tell(RESULT, function(config_type.model_validate_json(config_json), progress))
+    except Exception as error:
+        if not is_bad_input(error):
+            import traceback
+
+            traceback.print_exc(file=sys.stderr)
+        tell(ERROR, {"message": describe(error), "bad_input": is_bad_input(error)})
+        return 1
+    return 0

@@ -1,0 +1,112 @@
+"""Running a command as a Ray Job on a cluster that is only reached through its dashboard's address.
+
+The job's standard output carries three kinds of marked lines back: progress, its result, its error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PROGRESS, RESULT, ERROR = "BOXMILL_PROGRESS ", "BOXMILL_RESULT ", "BOXMILL_ERROR "
+_POLL_SECONDS = 1.0
+
+
+class JobFailed(RuntimeError):
+    """A Ray Job ended without a result."""
+
+
+def submit_job(
+    address: str,
+    command: Sequence[str],
+    *,
+    submission_id: str,
+    working_dir: str | None = None,
+    progress: Callable[..., None] | None = None,
+) -> dict[str, Any]:
+    """Runs a command on a cluster and waits for its result.
+
+    A job of the same id that is still running is joined, so a retry after a lost connection finds its own job; one
+    that has ended is replaced, because the work itself knows what is done already.
+
+    Args:
+        address: of the cluster's dashboard, ``http://host:8265``.
+        command: the program and its arguments; it prints one ``RESULT`` or ``ERROR`` line.
+        submission_id: names the job; derive it from what the job does.
+        working_dir: local folder sent along (what its .gitignore names is left out); None for what the cluster has
+            installed.
+        progress: called with what the ``PROGRESS`` lines say.
+    Returns:
+        The JSON after ``RESULT``.
+    Raises:
+        ValueError: the cluster does not answer, or the job says that its input is wrong.
+        JobFailed: anything else that ended it.
+    """
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(
+            f"no Ray dashboard answers at {address!r}: {error}. Give the address that `ray start --head` prints, and "
+            "the RAY_AUTH_MODE (and token) of the cluster"
+        ) from error
+    if not _is_running(client, submission_id):
+        # Credentials and endpoints are not sent: a job's runtime_env is shown to everybody on the dashboard. The
+        # nodes have them in their own environment.
+        client.submit_job(
+            entrypoint=shlex.join(command),
+            submission_id=submission_id,
+            runtime_env={"working_dir": working_dir} if working_dir else {},
+        )
+    seen = 0
+    while True:
+        # The status first: what was logged before the end is then complete.
+        status = client.get_job_status(submission_id)
+        lines = client.get_job_logs(submission_id).splitlines()
+        ended = status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+        if progress is not None:
+            for told in _marked(lines[seen:], PROGRESS):
+                progress(told.pop("stage"), told.pop("done"), told.pop("total"), **told)
+            seen = max(0, len(lines) - 1)  # The last line may be half written.
+        if ended:
+            return _outcome(lines, submission_id, str(status), client.get_job_info(submission_id).message)
+        time.sleep(_POLL_SECONDS)
+
+
+def source_root() -> str | None:
+    """The folder to send to a cluster: the checkout this runs from, None where boxmill is installed as a package."""
+    root = Path(__file__).resolve().parent.parent
+    return os.fspath(root) if (root / "pyproject.toml").exists() else None
+
+
+def _is_running(client: Any, submission_id: str) -> bool:
+    known = {job.submission_id: job for job in client.list_jobs()}
+    if submission_id not in known:
+        return False
+    if not known[submission_id].status.is_terminal():
+        return True
+    client.delete_job(submission_id)
+    return False
+
+
+def _outcome(lines: Sequence[str], submission_id: str, status: str, message: str | None) -> dict[str, Any]:
+    for result in _marked(lines, RESULT):
+        return result
+    for error in _marked(lines, ERROR):
+        if error["bad_input"]:
+            raise ValueError(error["message"])
+        raise JobFailed(f"Ray Job {submission_id}: {error['message']}")
+    tail = "\n".join(lines[-20:])
+    raise JobFailed(f"Ray Job {submission_id} ended as {status} without a result ({message}); its last lines:\n{tail}")
+
+
+def _marked(lines: Sequence[str], mark: str) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if line.startswith(mark):
+            yield json.loads(line[len(mark) :])

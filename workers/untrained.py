@@ -1,0 +1,35 @@
+"""A detector before its first training step, saved like a trained one: the baseline to compare with."""
+
+from __future__ import annotations
+
+import torch
+
+import detectors
+from pipelines.versions import open_dataset
+from workers.models import fetch_backbone, fetch_model
+from workers.saved_model import read_trained, save_trained
+from workers.train import prepare
+from workers.train_config import ModelRef, TrainConfig
+
+
+def write_untrained(config: TrainConfig) -> ModelRef:
+    """Writes what training with ``config`` would start from to ``config.out``, replacing what is there.
+
+    Raises:
+        ValueError: as ``workers.train.train``.
+    """
+    job = prepare(config, open_dataset(config.dataset))
+    if config.init_from is not None:
+        detector = detectors.load(fetch_model(config.init_from)).detector
+    else:
+        torch.manual_seed(config.seed)
+        detector = detectors.create(
+            job.detector,
+            num_classes=len(job.categories),
+            pretrained_backbone=fetch_backbone(config.pretrained_backbone, job.detector),
+            **job.detector_options,
+        )
+    save_trained(detector, job, history=[])
+    saved = read_trained(job.config.out)
+    assert saved is not None
+    return saved.model
