@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectors import Detector, create, load
 from detectors.batching import make_batch
-from detectors.optimize import optimize
+from detectors.memory import keep_freed_memory
+from detectors.optimize import has_fast_bfloat16, optimize
 from detectors.structures import Target
 from detectors.transforms import Augmentation
 from pipelines.metrics.coco import evaluate_boxes
@@ -87,6 +88,7 @@ def train_worker(loop: dict[str, Any]) -> None:
     rank, world = worker.get_world_rank(), worker.get_world_size()
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.cpus_per_worker)
+    keep_freed_memory()
     torch.manual_seed(config.seed)
 
     label_map = LabelMap.from_json(job.categories)
@@ -233,14 +235,14 @@ def train_epoch(
 
 
 def autocast_for(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 autocast where it was asked for, or where "auto" finds it faster: on GPUs that have it."""
+    """bfloat16 autocast where it was asked for, or where "auto" finds it faster: on GPUs and processors that have it."""
     match config.precision:
         case "float32":
             use = False
         case "bfloat16":
             use = True
         case "auto":
-            use = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            use = has_fast_bfloat16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16) if use else contextlib.nullcontext()
 
 
