@@ -140,6 +140,10 @@ class Job:
         with self.store.open_arrow(_PLAN) as stream:
             return pq.read_metadata(stream)
 
+    def task_rows(self) -> list[int]:
+        """How many rows each task has."""
+        return [self._footer.row_group(i).num_rows for i in range(self._footer.num_row_groups)]
+
     def read_task(self, task_id: int) -> pa.Table:
         """The rows of one task; nothing else of the plan is read."""
         with self.store.open_arrow(_PLAN) as stream:

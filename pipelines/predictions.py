@@ -25,6 +25,7 @@ from pipelines.records import Annotations, ImageRecord, LabelMap, Rle
 from pipelines.references import DatasetNotFound, parse_reference
 from pipelines.schema import LABELS, LabelRow, labels_to_arrow
 from pipelines.shards import ShardFile, read_label_columns, read_labels
+from pipelines.sources import SourceItem
 from pipelines.sources.archive import ArchiveSource
 from pipelines.storage import Store, redact, split_uri
 from pipelines.versions import Dataset, list_label_sets, open_dataset
@@ -250,9 +251,9 @@ class PredictionSet:
         source = ArchiveSource.open(uri)
         predicted = {row.image_id: row for row in self.rows(splits) if row.annotations is not None}
         for item in source.scan():
-            row = predicted.get(item.image_id)
-            if row is None or not hasattr(item, "payload"):
+            if not isinstance(item, SourceItem) or item.image_id not in predicted:
                 continue
+            row = predicted[item.image_id]
             yield replace(
                 source.load(item),
                 split=row.split,
