@@ -235,7 +235,7 @@ def train_epoch(
 
 
 def autocast_for(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 autocast where it was asked for, or where "auto" finds it faster: on GPUs and processors that have it."""
+    """bfloat16 autocast where it was asked for, or where "auto" finds it faster: where the hardware has it."""
     match config.precision:
         case "float32":
             use = False
