@@ -108,7 +108,9 @@ def commit_labels(
     def metadata(before: delta.Snapshot) -> dict[str, Any]:
         old = before.metadata
         if old:
-            _check_appends(store.uri, label_set, before, files, label_map, kind, unique_images)
+            _check_kind(store.uri, label_set, before, label_map, kind)
+            if unique_images:
+                _check_new(store.uri, label_set, before, _image_ids(store.uri, label_set, [f.path for f in files]))
         paths = sorted({f"labels/{label_set}/{f.path}" for f in before.files} | {f.path for f in files})
         return {
             "schema_version": SCHEMA_VERSION,
@@ -135,13 +137,25 @@ def commit_labels(
 def find_version(uri: str, label_set: str, plan_id: str) -> DatasetVersion | None:
     """The version that a plan has made, if it has."""
     try:
-        commits = delta.history(Store.open(uri).sub("labels", label_set))
-        for commit in commits:
-            if commit.metadata.get("plan_id") == plan_id:
-                return describe_version(uri, label_set, commit.version, found=True)
+        version = delta.find_commit(Store.open(uri).sub("labels", label_set), plan_id)
     except delta.TableNotFound:
         return None
-    return None
+    return None if version is None else describe_version(uri, label_set, version, found=True)
+
+
+def check_appends(uri: str, label_set: str, *, label_map: LabelMap, image_ids: set[str], kind: Kind = "truth") -> None:
+    """Refuse early what ``commit_labels`` would refuse after all the work.
+
+    Raises:
+        CategoryMismatch, DuplicateImages, ValueError: as there.
+    """
+    try:
+        before = delta.open_snapshot(Store.open(uri).sub("labels", check_label_set_name(label_set)))
+    except delta.TableNotFound:
+        return
+    if before.metadata:
+        _check_kind(uri, label_set, before, label_map, kind)
+        _check_new(uri, label_set, before, image_ids)
 
 
 def describe_version(uri: str, label_set: str, version: int, *, found: bool) -> DatasetVersion:
@@ -186,15 +200,7 @@ def _sum_ledgers(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict[
     return total.sums()
 
 
-def _check_appends(
-    uri: str,
-    label_set: str,
-    before: delta.Snapshot,
-    files: Sequence[ShardFile],
-    label_map: LabelMap,
-    kind: Kind,
-    unique_images: bool,
-) -> None:
+def _check_kind(uri: str, label_set: str, before: delta.Snapshot, label_map: LabelMap, kind: Kind) -> None:
     where = redact(format_reference(uri, label_set, before.version))
     check_schema(before.metadata, where)
     if before.metadata["kind"] != kind:
@@ -205,14 +211,16 @@ def _check_appends(
             f"{where} has the categories {old[:10]}, what you add has {list(label_map.names[:10])} (names, ids and "
             "keypoints must all agree); add it to another dataset URI or label set"
         )
-    if unique_images:
-        present = _image_ids(uri, label_set, [f"labels/{label_set}/{f.path}" for f in before.files])
-        twice = sorted(present & _image_ids(uri, label_set, [f.path for f in files]))
-        if twice:
-            raise DuplicateImages(
-                f"{where} already has {len(twice)} of these images, e.g. {twice[0]!r}; "
-                "ingest a changed source into a new dataset URI or label set"
-            )
+
+
+def _check_new(uri: str, label_set: str, before: delta.Snapshot, image_ids: set[str]) -> None:
+    present = _image_ids(uri, label_set, [f"labels/{label_set}/{f.path}" for f in before.files])
+    twice = sorted(present & image_ids)
+    if twice:
+        raise DuplicateImages(
+            f"{redact(format_reference(uri, label_set, before.version))} already has {len(twice)} of these images, "
+            f"e.g. {twice[0]!r}; ingest a changed source into a new dataset URI or label set"
+        )
 
 
 def _image_ids(uri: str, label_set: str, label_paths: Sequence[str]) -> set[str]:

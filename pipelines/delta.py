@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
 from pipelines.storage import Store, redact
@@ -114,8 +114,11 @@ def commit_once(
     """
     _create(table, schema)
     conflicts = failures = 0
+    tried = -1
     while True:
         delta = _open(table)
+        if delta.version() > tried >= 0:  # somebody else was first, that is no failure
+            conflicts, failures = conflicts + 1, 0
         if delta.transaction_version(transaction_id) is not None:
             return _version_of(table, transaction_id, delta.version()), True
         snapshot = _snapshot(table, delta)
@@ -133,16 +136,25 @@ def commit_once(
                 ),
             )
             return snapshot.version + 1, False
-        except CommitFailedError:
-            conflicts += 1
-            if conflicts > _CONFLICTS:
-                raise
-        except OSError:
-            # The commit may have landed and only its answer was lost: the next round will find it.
+        except (DeltaError, OSError):
+            # A lost race, or a commit that landed and only its answer was lost: the next round will tell.
             failures += 1
-            if failures > _FAILURES:
+            if failures > _FAILURES or conflicts > _CONFLICTS:
                 raise
-        time.sleep(random.uniform(0.005, 0.02 * min(2 ** (conflicts + failures), 32)))
+        tried = snapshot.version
+        time.sleep(random.uniform(0.005, 0.02 * 2 ** min(conflicts + failures, 5)))
+
+
+def find_commit(table: Store, transaction_id: str) -> int | None:
+    """The version that a transaction made, None if it has not.
+
+    Raises:
+        TableNotFound: no table.
+    """
+    delta = _open(table)
+    if delta.transaction_version(transaction_id) is None:
+        return None
+    return _version_of(table, transaction_id, delta.version())
 
 
 def history(table: Store, version: int | None = None) -> Iterator[Commit]:

@@ -18,7 +18,7 @@ from pipelines.planning import items_from_arrow, plan_ledger
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.references import EmptyDataset
 from pipelines.shards import label_rows, write_image_shard, write_label_shard
-from pipelines.sources import Source, SourceItem, open_source
+from pipelines.sources import Source, SourceItem, open_source, read_item
 from pipelines.storage import Store, redact
 
 _LOADERS = 8
@@ -66,8 +66,9 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
     store = Store.open(job.dataset_uri)
     ledger = Ledger()
     items = items_from_arrow(job.read_task(task_id))
-    records, quarantined = _load(source, items, ledger)
-    loaded = sum(_count(r.annotations) for r, i in records if i.annotations is None)
+    found = _load(source, items)
+    records, quarantined = _sort_out(found, ledger)
+    loaded = sum(_count(r.annotations) for i, r in found if i.annotations is None and isinstance(r, ImageRecord))
 
     category_ids = frozenset(c.category_id for c in LabelMap.from_json(plan.metadata["categories"]).categories)
     checked = [_check(record, item, category_ids, ledger) for record, item in records]
@@ -85,49 +86,67 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
     return receipt if job.finish(task_id, receipt) else job.receipt(task_id)
 
 
-def _load(
-    source: Source, items: Sequence[SourceItem], ledger: Ledger
-) -> tuple[list[tuple[ImageRecord, SourceItem]], list[Quarantined]]:
+def _load(source: Source, items: Sequence[SourceItem]) -> list[tuple[SourceItem, ImageRecord | Exception]]:
     def load(item: SourceItem) -> ImageRecord | Exception:
         try:
             return source.load(item)
         except (BadImage, FileNotFoundError) as error:
             return error
 
-    records, quarantined = [], []
     with ThreadPoolExecutor(_LOADERS) as pool:
-        for item, found in zip(items, pool.map(load, items), strict=True):
-            if isinstance(found, ImageRecord):
-                record = found if item.coco_image_id is None else replace(found, coco_image_id=item.coco_image_id)
-                records.append((record, item))
-                continue
-            missing = isinstance(found, FileNotFoundError)
-            reason = "image file missing" if missing else "image cannot be read"
-            ledger.add(
-                LedgerEntry(
-                    subject="image",
-                    fate="quarantined",
-                    reason=reason,
-                    image_id=item.image_id,
-                    detail=str(found),
-                    annotations=_count(item.annotations),
-                )
+        return list(zip(items, pool.map(load, items), strict=True))
+
+
+def _sort_out(
+    found: Sequence[tuple[SourceItem, ImageRecord | Exception]], ledger: Ledger
+) -> tuple[list[tuple[ImageRecord, SourceItem]], list[Quarantined]]:
+    records, quarantined = [], []
+    for item, record in found:
+        refusal = _refusal(item, record)
+        if refusal is None:
+            assert isinstance(record, ImageRecord)
+            given = item.coco_image_id
+            records.append((record if given is None else replace(record, coco_image_id=given), item))
+            continue
+        reason, detail = refusal
+        held = record.annotations if isinstance(record, ImageRecord) else item.annotations
+        ledger.add(
+            LedgerEntry(
+                subject="image",
+                fate="quarantined",
+                reason=reason,
+                image_id=item.image_id,
+                detail=detail,
+                annotations=_count(held),
             )
-            quarantined.append(
-                Quarantined(
-                    image_id=item.image_id,
-                    source=redact(item.uri),
-                    stage="load",
-                    error=reason if missing else str(found),
-                    sha256="" if missing else _sha256_of(item),
-                )
+        )
+        sha256 = record.sha256 if isinstance(record, ImageRecord) else _sha256_of(item)
+        quarantined.append(
+            Quarantined(
+                image_id=item.image_id,
+                source=redact(item.uri),
+                stage="load",
+                error=f"{reason}: {detail}",
+                sha256=sha256,
             )
+        )
     return records, quarantined
 
 
-def _sha256_of(item: SourceItem) -> str:
-    from pipelines.sources import read_item
+def _refusal(item: SourceItem, found: ImageRecord | Exception) -> tuple[str, str] | None:
+    """Why an image goes into quarantine: (reason, detail); None for a good one."""
+    if isinstance(found, FileNotFoundError):
+        return "image file missing", redact(item.uri)
+    if isinstance(found, Exception):
+        return "image cannot be read", str(found)
+    turned = found.exif_orientation >= 5 and found.width != found.height
+    if turned and item.declared_size == (found.height, found.width):
+        # Its boxes lie in the frame that a viewer shows, ours in the stored one: they would all be wrong.
+        return "annotations are in the upright frame of a turned image", f"EXIF orientation {found.exif_orientation}"
+    return None
 
+
+def _sha256_of(item: SourceItem) -> str:
     try:
         return hashlib.sha256(read_item(item)).hexdigest()
     except (OSError, ValueError):  # what cannot be read a second time has no digest

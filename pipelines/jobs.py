@@ -149,6 +149,12 @@ class Job:
         with self.store.open_arrow(_PLAN) as stream:
             return pq.ParquetFile(stream, metadata=self._footer, pre_buffer=True).read_row_group(task_id)
 
+    def read_column(self, name: str) -> list[Any]:
+        """One column of all tasks."""
+        with self.store.open_arrow(_PLAN) as stream:
+            plan = pq.ParquetFile(stream, metadata=self._footer, pre_buffer=True)
+            return list(plan.read(columns=[name])[name].to_pylist())
+
     def finish(self, task_id: int, receipt: Receipt) -> bool:
         """Put down a task's receipt, after its files. False if another was first: then that one counts."""
         content = {**receipt.to_json(), "token": uuid.uuid4().hex}

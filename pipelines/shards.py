@@ -138,7 +138,8 @@ def write_image_shard(store: Store, records: Sequence[ImageRecord]) -> ShardFile
             if last == len(records) or groups[last] != groups[first]:
                 writer.write_table(images_to_arrow(records[first:last]), row_group_size=MAX_GROUP_ROWS)
                 first = last
-    content = memoryview(sink.getvalue())
+    content = sink.getvalue().to_pybytes()
+    del sink  # shards are large: one copy is enough
     stem = f"part-{hashlib.sha256(content).hexdigest()[:32]}"
     index = _byte_index(content, records)
     # Index first: a shard that a table names always has one.
@@ -221,17 +222,16 @@ def _to_parquet(table: pa.Table) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _byte_index(content: memoryview, records: Sequence[ImageRecord]) -> pa.Table:
+def _byte_index(content: bytes, records: Sequence[ImageRecord]) -> pa.Table:
     """Where each image lies: PLAIN values are a 4-byte length, then the bytes."""
-    raw = bytes(content)
     offsets, position = [], 0
     for record in records:
         size = len(record.image)
         needle = struct.pack("<I", size) + record.image[:64]
         while True:
-            position = raw.find(needle, position)
+            position = content.find(needle, position)
             assert position >= 0, f"{record.image_id} is not contiguous in its shard"
-            if raw[position + 4 : position + 4 + size] == record.image:
+            if content[position + 4 : position + 4 + size] == record.image:
                 break
             position += 1
         offsets.append(position + 4)
@@ -250,25 +250,20 @@ def _byte_index(content: memoryview, records: Sequence[ImageRecord]) -> pa.Table
 # Reading. Files are named by content, so what was read of one stays true: caches never go stale.
 
 
-@lru_cache(maxsize=64)
-def _store(uri: str) -> Store:
-    return Store.open(uri)
-
-
 @lru_cache(maxsize=1024)
 def _footer(uri: str, path: str) -> pq.FileMetaData:
-    with _store(uri).open_arrow(path) as stream:
+    with Store.open(uri).open_arrow(path) as stream:
         return pq.read_metadata(stream)
 
 
 @lru_cache(maxsize=16)
 def _label_table(uri: str, path: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(_store(uri).read_bytes(path)))
+    return pq.read_table(pa.BufferReader(Store.open(uri).read_bytes(path)))
 
 
 @lru_cache(maxsize=64)
 def _index_table(uri: str, stem: str) -> dict[str, list[Any]]:
-    table = pq.read_table(pa.BufferReader(_store(uri).read_bytes(index_path(stem))))
+    table = pq.read_table(pa.BufferReader(Store.open(uri).read_bytes(index_path(stem))))
     return table.to_pydict()
 
 
@@ -279,7 +274,7 @@ def read_labels(ref: ShardRef) -> list[LabelRow]:
 
 def read_label_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
     """Some columns of a shard's labels; ``objects.id`` reads one leaf of the struct."""
-    content = _store(ref.uri).read_bytes(ref.label_path)
+    content = Store.open(ref.uri).read_bytes(ref.label_path)
     return pq.ParquetFile(pa.BufferReader(content)).read(columns=list(columns))
 
 
@@ -303,7 +298,7 @@ def read_row_group(
         return []
     footer = _footer(ref.shard.uri, ref.shard.image_path)
     first = sum(footer.row_group(i).num_rows for i in range(ref.row_group))
-    with _store(ref.shard.uri).open_arrow(ref.shard.image_path) as stream:
+    with Store.open(ref.shard.uri).open_arrow(ref.shard.image_path) as stream:
         images = pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read_row_group(ref.row_group)
         rows = labels_from_arrow(labels)
         records = _join(images, [row.row - first for row in rows], rows)
@@ -337,7 +332,7 @@ def read_image(ref: ShardRef, row: int) -> bytes:
     index = _index_table(ref.uri, shard_stem(ref.image_path))
     if not 0 <= row < len(index["image_id"]):
         raise ValueError(f"row {row} is not in {ref.image_path}, which has {len(index['image_id'])} images")
-    image = _store(ref.uri).read_range(ref.image_path, index["offset"][row], index["length"][row])
+    image = Store.open(ref.uri).read_range(ref.image_path, index["offset"][row], index["length"][row])
     _verify(image, index["sha256"][row], index["image_id"][row], ref)
     return image
 
@@ -345,7 +340,7 @@ def read_image(ref: ShardRef, row: int) -> bytes:
 def read_image_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
     """Columns of an image shard other than the bytes."""
     footer = _footer(ref.uri, ref.image_path)
-    with _store(ref.uri).open_arrow(ref.image_path) as stream:
+    with Store.open(ref.uri).open_arrow(ref.image_path) as stream:
         return pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read(columns=list(columns))
 
 

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.commits import DatasetVersion, check_label_set_name, find_version
+from pipelines.commits import DatasetVersion, check_appends, find_version
 from pipelines.importing import commit_job, run_task
 from pipelines.jobs import Job
 from pipelines.planning import plan_id_of, save_ingest_plan
+from pipelines.records import LabelMap
+from pipelines.references import check_label_set_name
 from pipelines.sources import Source
 from pipelines.storage import Store, absolute
 
@@ -64,6 +66,9 @@ def ingest(
         return found
     job = Job(dataset_uri, plan_id)
     plan = job.plan() if job.has_plan() else save_ingest_plan(job, source, label_set)
+    label_map = LabelMap.from_json(plan.metadata["categories"])
+    if found is None:
+        check_appends(dataset_uri, label_set, label_map=label_map, image_ids=set(job.read_column("image_id")))
     report("plan", 1, 1)
 
     pending = job.missing(plan.num_tasks)

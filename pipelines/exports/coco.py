@@ -82,7 +82,8 @@ def _rows(dataset: Dataset, split: str) -> Iterator[tuple[LabelRow, ShardRef, di
 def _document(
     dataset: Dataset, split: str, found: Sequence[tuple[LabelRow, ShardRef, dict[str, Any]]]
 ) -> dict[str, Any]:
-    ids = [row.coco_image_id for row, _, _ in found]
+    # The source's own id is kept apart where two splits of it numbered their images alike.
+    ids = [load_json(values["extra"]).get("id", row.coco_image_id) for row, _, values in found]
     if len(set(ids)) < len(ids) or min(ids, default=0) < 0:
         ids = list(range(1, len(ids) + 1))
     about = _about(dataset, split)
@@ -122,7 +123,10 @@ def _image_to_json(image_id: int, row: LabelRow, values: dict[str, Any]) -> dict
 
 
 def _file_name(row: LabelRow, values: dict[str, Any]) -> str:
-    return str(load_json(values["extra"]).get("file_name", row.image_id))
+    name = str(load_json(values["extra"]).get("file_name", row.image_id))
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"image {row.image_id!r} has the file name {name!r}, which leaves the export's folder")
+    return name
 
 
 def _categories(label_map: LabelMap) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import re
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +42,8 @@ class CocoSource:
     """A COCO data set of one or more splits.
 
     ``image_id`` is the path of the image below its folder (``file_name``). Where two splits have the same
-    ``file_name``, all ids are prefixed with the names of the splits' folders.
+    ``file_name``, all ids are prefixed with the names of the splits' folders. A file without one annotation (COCO's
+    ``image_info_*``) says of no image that it is empty: its images come unlabelled.
     """
 
     kind: ClassVar[str] = "coco"
@@ -155,11 +156,11 @@ class CocoSource:
                     size=stat.size,
                     split=split.name,
                     coco_image_id=None if ids_clash else image["id"],
-                    annotations=parse_annotations(objects),
+                    annotations=parse_annotations(objects) if found.annotated else None,
                     declared_size=_declared_size(image),
                     license=licenses.get(image.get("license"), ""),
                     url=str(image.get("coco_url") or image.get("flickr_url") or ""),
-                    extra={k: v for k, v in image.items() if k not in ("id", "width", "height")},
+                    extra={k: v for k, v in image.items() if k not in ("width", "height") and (k != "id" or ids_clash)},
                 )
             yield from staging.orphans(number, split, seen_ids)
 
@@ -184,6 +185,7 @@ class _Read:
     images: list[dict[str, Any]]
     licenses: list[dict[str, Any]]
     problems: list[LedgerEntry]
+    annotated: bool = True
 
 
 class _Staging:
@@ -215,7 +217,8 @@ class _Staging:
             "INSERT INTO objects SELECT split, image_id, annotation_id, text FROM keypoints AS k WHERE NOT EXISTS "
             "(SELECT 1 FROM objects AS o WHERE o.split = k.split AND o.annotation_id = k.annotation_id);"
         )
-        return read
+        some = self._db.execute("SELECT 1 FROM objects WHERE split = ? LIMIT 1", (number,)).fetchone()
+        return replace(read, annotated=some is not None)
 
     def _rows(self, uri: str, number: int, name: str, read: _Read) -> Iterator[tuple[Any, ...]]:
         for key, value, text in _stream(uri, arrays=("images", "annotations")):
@@ -295,7 +298,7 @@ def _refusal(image: Mapping[str, Any], stat: FileStat | None, taken: str | None,
     """Why an image cannot be offered, or None."""
     if again:
         return "image id given twice in one file"
-    if not isinstance(image.get("id"), int) or not isinstance(image.get("file_name"), str):
+    if type(image.get("id")) is not int or not _is_key(image["id"]) or not isinstance(image.get("file_name"), str):
         return "image without an integer id or a file_name"
     if taken is not None:
         return "image file already used by another entry"
@@ -304,7 +307,8 @@ def _refusal(image: Mapping[str, Any], stat: FileStat | None, taken: str | None,
 
 def _declared_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
-    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    whole = all(type(v) is int and 0 <= v < 2**31 for v in (width, height))
+    return (image["width"], image["height"]) if whole else None
 
 
 def _prefixes(splits: Sequence[CocoSplit], read: Sequence[_Read]) -> list[str]:

@@ -106,7 +106,11 @@ def parse_annotations(objects: Sequence[Mapping[str, Any]]) -> Annotations:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    return float(value) if _is_number(value) else math.nan
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _integer(value: Any, default: int) -> int:
@@ -130,18 +134,22 @@ def _parse_segmentation(other: dict[str, Any]) -> tuple[Polygons | None, Rle | N
     if isinstance(found, list) and all(_is_polygon(p) for p in found):
         del other["segmentation"]
         return tuple(tuple(float(v) for v in polygon) for polygon in found), None
-    if isinstance(found, dict) and set(found) == {"size", "counts"} and len(found["size"]) == 2:
+    if isinstance(found, dict) and set(found) == {"size", "counts"} and _is_size(found["size"]):
         counts = found["counts"]
-        if isinstance(counts, list) and all(isinstance(c, int) for c in counts):
+        if isinstance(counts, list) and all(type(c) is int and 0 <= c < 2**63 for c in counts):
             counts = tuple(counts)
         if isinstance(counts, (str, tuple)):
             del other["segmentation"]
-            return None, Rle(size=(int(found["size"][0]), int(found["size"][1])), counts=counts)
+            return None, Rle(size=(found["size"][0], found["size"][1]), counts=counts)
     return None, None
 
 
+def _is_size(size: Any) -> bool:
+    return isinstance(size, list) and len(size) == 2 and all(type(v) is int and 0 <= v < 2**31 for v in size)
+
+
 def _is_polygon(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) in (int, float) for v in values)
+    return isinstance(values, list) and all(map(_is_number, values))
 
 
 def _parse_keypoints(other: dict[str, Any]) -> FloatArray | None:
@@ -155,7 +163,7 @@ def _parse_keypoints(other: dict[str, Any]) -> FloatArray | None:
 
 def _take_count(other: dict[str, Any]) -> int:
     count = other.get("num_keypoints")
-    if type(count) is not int or count < 0:
+    if type(count) is not int or not 0 <= count < 2**31:
         return -1
     del other["num_keypoints"]
     return count

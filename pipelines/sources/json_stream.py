@@ -103,8 +103,12 @@ class _Reader:
                     text = self._buffer[self._position : end]
                     self._position = end
                     return value, text
+            except RecursionError:
+                raise BadJson(f"{self._name} is nested too deeply") from None
             except json.JSONDecodeError as error:
-                if self._ended or len(self._buffer) - self._position > _MAX_ELEMENT:
+                # Whatever more text could mend is reported at the end of the buffer, or is a string not yet closed.
+                final = error.pos < len(self._buffer) - 16 and not error.msg.startswith("Unterminated")
+                if final or self._ended or len(self._buffer) - self._position > _MAX_ELEMENT:
                     at = self._passed + error.pos
                     raise BadJson(f"{self._name} is not valid JSON: {error.msg} at character {at}") from None
             self._fill(size)
