@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,11 +159,12 @@ class LabelMap:
     categories: tuple[Category, ...]
 
     def __post_init__(self) -> None:
-        for what, values in (
-            ("category id", [c.category_id for c in self.categories]),
-            ("category name", [c.name for c in self.categories]),
-        ):
-            twice = sorted({str(v) for v in values if values.count(v) > 1})
+        given: dict[str, list[Any]] = {
+            "category id": [c.category_id for c in self.categories],
+            "category name": [c.name for c in self.categories],
+        }
+        for what, values in given.items():
+            twice = sorted(str(value) for value, count in Counter(values).items() if count > 1)
             if twice:
                 raise ValueError(f"{what} given more than once: {', '.join(twice)}; each must be unique")
 
