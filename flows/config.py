@@ -97,6 +97,10 @@ class EvaluateConfig(EvaluateSettings):
     predictions: str = Field(description="reference of the predictions")
     model: str | None = Field(None, description="model directory whose training curves the report shows")
     report: str | None = Field(None, description="where to write the HTML report, any fsspec URL")
+    metrics: str | None = Field(None, description="where to write the numbers as JSON, any fsspec URL")
+    baseline: dict[str, float | None] | None = Field(
+        None, description="an untrained model's numbers by name, to show beside these"
+    )
 
 
 class ExportConfig(Strict):
@@ -141,8 +145,8 @@ class LifecycleConfig(Strict):
             ray_address=self.ray_address,
         )
 
-    def evaluate_config(self, dataset: str, predictions: str, **where: str | None) -> EvaluateConfig:
-        return EvaluateConfig(**self.evaluate.model_dump(), dataset=dataset, predictions=predictions, **where)
+    def evaluate_config(self, dataset: str, predictions: str, **more: Any) -> EvaluateConfig:
+        return EvaluateConfig(**self.evaluate.model_dump(), dataset=dataset, predictions=predictions, **more)
 
 
 def explain(error: ValidationError) -> str:

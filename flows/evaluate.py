@@ -8,7 +8,7 @@ from flows import steps
 from flows.config import EvaluateConfig
 from flows.progress import current_progress
 from flows.steps import Result
-from flows.tasks import DURABLE, show_figure, show_link, show_table
+from flows.tasks import DURABLE, rounded, show_figure, show_link, show_table
 
 
 @task(name="evaluate", **DURABLE)
@@ -29,9 +29,8 @@ def evaluate(config: EvaluateConfig) -> Result:
 def run_evaluate(config: EvaluateConfig, *, key: str = "metrics") -> Result:
     """The task with its artifacts, for any flow; ``key`` names the table of metrics."""
     found = evaluate_task(config)
-    show_table(key, {name: round(value, 4) for name, value in found["metrics"].items()}, "COCO box metrics")
-    if found["figure"]:
-        show_figure(f"{key}-precision-recall", found["figure"], "Precision over recall")
+    show_table(key, rounded(found["metrics"]), "COCO box metrics")
+    show_figure(f"{key}-precision-recall", found["figure"], "Precision over recall")
     if found["report"]:
         show_link("report", found["report"], "Report")
     return found

@@ -11,7 +11,7 @@ from flows.export import export_task
 from flows.ingest import ingest_task
 from flows.label import run_label
 from flows.steps import Result
-from flows.tasks import DURABLE, dataset_is_there, model_is_there, show_table, verified
+from flows.tasks import DURABLE, dataset_is_there, model_is_there, rounded, show_table, verified
 from flows.train import run_train
 
 
@@ -35,7 +35,12 @@ def lifecycle(config: LifecycleConfig) -> Result:
         predictions = run_label(config.label_config(dataset["reference"], model["uri"], "predictions"))
         found = run_evaluate(
             config.evaluate_config(
-                dataset["reference"], predictions["reference"], model=model["uri"], report=config.place("report.html")
+                dataset["reference"],
+                predictions["reference"],
+                model=model["uri"],
+                report=config.place("report.html"),
+                metrics=config.place("metrics.json"),
+                baseline=None if baseline is None else baseline["metrics"],
             )
         )
         exported = export_task(ExportConfig(dataset=predictions["reference"], out=config.place("predictions.json")))
@@ -59,8 +64,8 @@ def _baseline(config: LifecycleConfig, dataset: str) -> Result:
     return run_evaluate(config.evaluate_config(dataset, predictions["reference"]), key="metrics-untrained")
 
 
-def _summary(found: Result, baseline: Result | None) -> dict[str, float]:
-    summary = {name: round(found["metrics"][name], 4) for name in ("AP", "AP50")}
+def _summary(found: Result, baseline: Result | None) -> dict[str, float | None]:
+    summary = {name: found["metrics"][name] for name in ("AP", "AP50")}
     if baseline is not None:
-        summary["untrained AP50"] = round(baseline["metrics"]["AP50"], 4)
-    return summary
+        summary["untrained AP50"] = baseline["metrics"]["AP50"]
+    return rounded(summary)

@@ -80,8 +80,9 @@ def label(config: LabelConfig, progress: Progress | None = None) -> Result:
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result:
-    """Truth and predictions into ``metrics`` (12 numbers), ``per_class``, ``report``, ``figure`` (SVG)."""
-    from workers.evaluate import evaluate
+    """Truth and predictions into ``metrics`` (None without truth), ``per_class``, ``report``, ``figure`` (SVG)."""
+    from pipelines.report import pr_curve_svg
+    from workers import evaluate
 
     found = evaluate(
         config.dataset,
@@ -89,11 +90,21 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result
         splits=config.splits,
         report_uri=config.report,
         history=_history(config.model),
+        metrics_uri=config.metrics,
+        baseline=None if config.baseline is None else {k: v for k, v in config.baseline.items() if v is not None},
+        progress=progress,
+        **({"title": config.title} if config.title else {}),
     )
+    numbers = found.to_json()
     return {
-        "metrics": found.metrics.stats,
-        "per_class": {name: asdict(numbers) for name, numbers in found.metrics.per_class.items()},
+        "dataset": found.dataset_ref,
+        "predictions": found.predictions_ref,
+        "metrics": numbers["stats"],
+        "per_class": numbers["per_class"],
+        "num_images": numbers["num_images"],
+        "images_without_predictions": len(found.images_without_row) + len(found.failed_images),
         "report": found.report_uri,
+        "figure": pr_curve_svg(found.metrics),
     }
 
 

@@ -73,6 +73,11 @@ def digest_of_model(uri: str) -> str:
     return str((describe_model(uri) or {}).get("digest", ""))
 
 
+def rounded(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metrics for people; None where there was no truth to measure on."""
+    return {name: None if value is None else round(value, 4) for name, value in numbers.items()}
+
+
 def show_table(key: str, rows: Mapping[str, Any], description: str) -> None:
     """A two-column table artifact."""
     create_table_artifact(

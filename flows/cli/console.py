@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 OK, FAILURE, USAGE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -63,21 +62,30 @@ def warn(text: str) -> None:
 
 
 def show(title: str, rows: Mapping[str, Any]) -> None:
-    """A table of names and values on standard output, for people."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    """Names and values on standard output, for people; nothing is cut, so that paths can be copied."""
+    width = max((len(name) for name in rows), default=0)
+    out = _out()
+    out.print(f"[bold]{_escape(title)}[/]")
     for name, value in rows.items():
-        table.add_row(f"[dim]{_escape(name)}[/]", _escape(format_value(value)))
-    Console(highlight=False, soft_wrap=True).print(table)
+        out.print(f"  [dim]{_escape(name.ljust(width))}[/]  {_escape(format_value(value))}")
 
 
 def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on standard output, for people."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*(_escape(format_value(value)) for value in row))
-    Console(highlight=False, soft_wrap=True).print(table)
+    """A table on standard output, for people; the first column is text, the others are numbers."""
+    cells = [columns, *([format_value(value) for value in row] for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    out = _out()
+    out.print(f"[bold]{_escape(title)}[/]")
+    for number, row in enumerate(cells):
+        texts = [
+            text.ljust(width) if at == 0 else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths))
+        ]
+        line = _escape("  " + "  ".join(texts).rstrip())
+        out.print(f"[dim]{line}[/]" if number == 0 else line)
+
+
+def _out() -> Console:
+    return Console(highlight=False, soft_wrap=True)
 
 
 def format_value(value: Any) -> str:

@@ -69,7 +69,7 @@ def demo(
 
 
 def _misses(result: dict[str, Any]) -> list[str]:
-    trained, untrained = result["metrics"]["AP50"], result["baseline"]["AP50"]
+    trained, untrained = result["metrics"]["AP50"] or 0.0, result["baseline"]["AP50"] or 0.0
     misses = []
     if trained < LEAST_AP50:
         misses.append(f"AP50 {trained:.3f} is below {LEAST_AP50:.2f}")

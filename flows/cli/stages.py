@@ -138,6 +138,7 @@ def evaluate(
     split: Split = None,
     report: Annotated[str | None, typer.Option("--report", help="Write the HTML report here, any fsspec URL.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Model whose training curves the report shows.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Write the numbers as JSON here, any fsspec URL.")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
     prefect: Prefect = None,
     json_output: Json = False,
@@ -146,7 +147,13 @@ def evaluate(
     from flows.config import EvaluateConfig
 
     config = EvaluateConfig(
-        dataset=dataset, predictions=predictions, splits=split or None, report=report, model=model, title=title
+        dataset=dataset,
+        predictions=predictions,
+        splits=split or None,
+        report=report,
+        metrics=metrics,
+        model=model,
+        title=title,
     )
     found = execute("evaluate", config, prefect=prefect)
     if console.mode.json:
