@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 PALETTE = 10  # --c0 .. --c9 in report.css
-_WIDTH, _HEIGHT = 480, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
+_WIDTH, _HEIGHT = 400, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 42
 _TIP_LINES = 10
 _STRIPS = 50
 
@@ -147,7 +147,7 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[tuple[str, int]]]], *, title
     most = max((sum(count for _, count in parts) for _, parts in rows), default=0)
     if not most:
         return Markup("")
-    row_height, left, right = 26, 118, 56
+    row_height, left, right = 26, 104, 48
     height = row_height * len(rows) + 8
     out = [_open_svg(title, height)]
     for at, (name, stack) in enumerate(rows):
@@ -155,7 +155,7 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[tuple[str, int]]]], *, title
         total = sum(count for _, count in stack)
         out.append(
             Markup('<text class="tick end" x="{}" y="{}" data-tip="{}">{}</text>').format(
-                left - 8, y + 17, name, name if len(name) <= 15 else name[:14] + "…"
+                left - 8, y + 17, name, name if len(name) <= 13 else name[:12] + "…"
             )
         )
         for colour, (part, count) in enumerate(stack):

@@ -26,7 +26,7 @@ def pr_curve_svg(metrics: CocoMetrics) -> str:
     """Precision over recall as an SVG document of its own, light on white: for a flow's artifact or a slide."""
     chart = pr_chart(metrics)
     if not chart:
-        chart = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 60">{}</svg>').format(
+        chart = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 400 60">{}</svg>').format(
             Markup('<text class="label" x="12" y="34">no truth to measure precision and recall on</text>')
         )
     colours = "".join(f".line.c{n}{{stroke:{c}}}.dot.c{n},.bar.c{n}{{fill:{c}}}" for n, c in enumerate(_LIGHT["c"]))

@@ -118,12 +118,15 @@ def choose(images: Sequence[PairedImage], matches: Sequence[Match], count: int, 
     """(index, why) of at most ``count`` images: two in three by chance, then the ones with most errors."""
     rng = np.random.default_rng(seed)
     wanted = min(count, len(images))
-    by_chance = sorted(rng.permutation(len(images))[: -(-2 * wanted // 3)].tolist())
-    chosen = set(by_chance)
-    ranked = sorted(range(len(images)), key=lambda at: _badness(images[at], matches[at]), reverse=True)
-    worst = [at for at in ranked if at not in chosen and _badness(images[at], matches[at])[0] > 0]
+    shuffled = rng.permutation(len(images)).tolist()
+    by_chance = set(shuffled[: -(-2 * wanted // 3)])
+    ranked = sorted(shuffled, key=lambda at: _badness(images[at], matches[at]), reverse=True)
+    worst = [at for at in ranked if at not in by_chance and _badness(images[at], matches[at])[0] > 0]
     worst = worst[: wanted - len(by_chance)]
-    return [(at, "random") for at in by_chance] + [(at, "worst") for at in worst]
+    # Where too few others have an error, chance fills the places.
+    spare = [at for at in shuffled if at not in by_chance and at not in worst]
+    by_chance |= set(spare[: wanted - len(by_chance) - len(worst)])
+    return [(at, "random") for at in sorted(by_chance)] + [(at, "worst") for at in worst]
 
 
 def _badness(image: PairedImage, found: Match) -> tuple[float, int]:
