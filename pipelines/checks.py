@@ -19,6 +19,10 @@ _EXIF_ORIENTATION = 0x0112
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
+# Attributes of these names are what a source could not put into the field of that name.
+_UNDERSTOOD = frozenset({"id", "area", "iscrowd", "segmentation", "keypoints", "num_keypoints"})
+
+
 class BadImage(ValueError):
     """Bytes that no decoder could turn into the whole image."""
 
@@ -117,8 +121,9 @@ def check_annotations(
 
     Dropped: a box that is not finite, has no area, lies outside the image, or is of an unknown category.
     Mended: a box that leaves the image by more than ``clip_tolerance`` pixels is clipped to it. Within the
-    tolerance a box stays as the source wrote it: rounding of borders is no error. Masks, keypoints and area are
-    never changed.
+    tolerance a box stays as the source wrote it: rounding of borders is no error. An RLE of another size than the
+    image's becomes an attribute, out of the way of whoever draws masks; what the source could not make sense of is
+    one already. Sound masks, keypoints and areas are never changed.
 
     Args:
         annotations: as the source has them.
@@ -149,15 +154,40 @@ def check_annotations(
     drop((clipped[:, 2:] <= 0).any(axis=1), "box lies outside the image")
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     beyond = np.maximum(-low, high - np.array([width, height], np.float64)).max(axis=1, initial=0.0)
-    mend = keep & (beyond > clip_tolerance)
-    for i in np.flatnonzero(mend):
-        detail = f"box xywh {boxes[i].tolist()} became {clipped[i].tolist()}, image {width}x{height}"
-        ledger.add(_entry("mended", "box clipped to the image", image_id, int(annotations.ids[i]), detail))
-    ledger.imported("annotation", int((keep & ~mend).sum()))
+    clip = keep & (beyond > clip_tolerance)
+    annotations = _set_aside_rles(annotations, (height, width))
+    mended = 0
+    for i in np.flatnonzero(keep):
+        odd = sorted(_UNDERSTOOD & annotations.attributes[i].keys()) if annotations.attributes else []
+        reasons = ["box clipped to the image"] if clip[i] else []
+        reasons += [f"{name} makes no sense and is kept as an attribute" for name in odd]
+        if reasons:
+            mended += 1
+            detail = f"box xywh {boxes[i].tolist()}, image {width}x{height}"
+            detail += f", box became {clipped[i].tolist()}" if clip[i] else ""
+            detail += "".join(f", {name} {annotations.attributes[i][name]!r:.200}" for name in odd)
+            ledger.add(_entry("mended", "; ".join(reasons), image_id, int(annotations.ids[i]), detail))
+    ledger.imported("annotation", int(keep.sum()) - mended)
 
-    if mend.any():
-        annotations = replace(annotations, boxes_xywh=np.where(mend[:, None], clipped, boxes))
+    if clip.any():
+        annotations = replace(annotations, boxes_xywh=np.where(clip[:, None], clipped, boxes))
     return annotations if keep.all() else take(annotations, np.flatnonzero(keep))
+
+
+def _set_aside_rles(annotations: Annotations, size: tuple[int, int]) -> Annotations:
+    """RLEs of another height and width than the image's become the attribute ``segmentation``, as COCO has it."""
+    wrong = [i for i, rle in enumerate(annotations.rles) if rle is not None and rle.size != size]
+    if not wrong:
+        return annotations
+    rles = list(annotations.rles)
+    attributes = [dict(a) for a in annotations.attributes or [{}] * len(annotations)]
+    for i in wrong:
+        rle = rles[i]
+        assert rle is not None
+        counts = rle.counts if isinstance(rle.counts, str) else list(rle.counts)
+        attributes[i]["segmentation"] = {"size": list(rle.size), "counts": counts}
+        rles[i] = None
+    return replace(annotations, rles=tuple(rles), attributes=tuple(attributes))
 
 
 def _clip(boxes_xywh: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -119,7 +119,7 @@ def save_ingest_plan(job: Job, source: Source, label_set: str) -> Plan:
 def _not_empty(tables: Iterator[pa.Table], source: Source, ledger: Ledger) -> Iterator[pa.Table]:
     first = next(tables, None)
     if first is None:
-        why = "; ".join(f"{reason} ({count} times)" for reason, count in ledger.reasons.items())
+        why = "; ".join(f"{e.image_id!r}: {e.reason} {e.detail}".strip() for e in ledger.entries[:5])
         raise EmptyDataset(f"the {source.kind} source offers not one image{': ' + why if why else ''}")
     yield first
     yield from tables

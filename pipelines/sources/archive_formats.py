@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.checks import BadImage
+from pipelines.sources.strict_tar import StrictTarInfo
 from pipelines.storage import Store, redact
 
 MAX_IMAGE_BYTES = 512 * 1024 * 1024
@@ -31,6 +32,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".we
 # A single request fetches a zip member with its local header, whose extra field may be longer than the directory's.
 _ZIP_HEADER = struct.Struct("<4s5H3I2H")
 _ZIP_HEADER_SLACK = 1024
+
+
+# A larger member that shrinks further than any picture does is a bomb, not an image.
+_MAX_EXPANSION = 100
+_ANY_EXPANSION_BYTES = 16 * 1024 * 1024
 
 
 class BrokenArchive(ValueError):
@@ -299,7 +305,7 @@ class _Names:
 def _tar_members(file: Any, path: str) -> Iterator[Member | Refused]:
     names = _Names()
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as tar:
             while (entry := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header: memory must not grow with the archive
                 if not entry.isdir():
@@ -337,6 +343,7 @@ def _zip_member(entry: zipfile.ZipInfo) -> Member | Refused | None:
             (kind == stat.S_IFLNK, "it is a link"),
             (kind not in (0, stat.S_IFREG), "it is a device, pipe or of an unknown type"),
             (bool(entry.flag_bits & 1), "it is encrypted"),
+            (_is_bomb(entry.file_size, entry.compress_size), f"it expands to over {_MAX_EXPANSION} times its size"),
             (
                 entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
                 f"zip compression method {entry.compress_type} is not read; store or deflate it",
@@ -368,6 +375,10 @@ def _refusal(
     if not is_image_name(safe):
         return None
     return _too_large(safe, size) if size > MAX_IMAGE_BYTES else member(safe)
+
+
+def _is_bomb(size: int, stored: int) -> bool:
+    return size > _ANY_EXPANSION_BYTES and size > _MAX_EXPANSION * stored
 
 
 def _too_large(name: str, size: int) -> Refused:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def parse_annotations(objects: Sequence[Mapping[str, Any]]) -> Annotations:
     """The annotations of one image.
 
     A missing or malformed box becomes NaN and a bad category id ``NO_CATEGORY``: the checks drop them, with a reason.
-    A segmentation or keypoints that are not COCO's are kept under ``attributes`` as they are.
+    An id, area, crowd flag, segmentation or keypoints that are not COCO's are kept under ``attributes`` as they are.
     """
     n = len(objects)
     polygons: list[Polygons | None] = []
@@ -90,6 +90,7 @@ def parse_annotations(objects: Sequence[Mapping[str, Any]]) -> Annotations:
         polygons.append(outline)
         rles.append(rle)
         keypoints.append(_parse_keypoints(other))
+        other |= {k: values[k] for k, is_sound in _SOUND.items() if k in values and not is_sound(values[k])}
         attributes.append(other)
     return Annotations(
         ids=np.array([_integer(a.get("id"), i + 1) for i, a in enumerate(objects)], np.int64),
@@ -103,6 +104,13 @@ def parse_annotations(objects: Sequence[Mapping[str, Any]]) -> Annotations:
         num_keypoints=np.array([_take_count(other) for other in attributes], np.int64),
         attributes=tuple(attributes),
     )
+
+
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    "id": lambda value: _integer(value, NO_CATEGORY) != NO_CATEGORY,
+    "area": lambda value: value is None or _is_number(value),
+    "iscrowd": lambda value: value in (0, 1, None),
+}
 
 
 def _number(value: Any) -> float:
@@ -149,13 +157,17 @@ def _is_size(size: Any) -> bool:
 
 
 def _is_polygon(values: Any) -> bool:
+    return _is_numbers(values) and len(values) % 2 == 0
+
+
+def _is_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(map(_is_number, values))
 
 
 def _parse_keypoints(other: dict[str, Any]) -> FloatArray | None:
     """Takes ``keypoints`` out of ``other`` where they are understood."""
     found = other.get("keypoints")
-    if not isinstance(found, list) or len(found) % 3 or not _is_polygon(found):
+    if not isinstance(found, list) or len(found) % 3 or not _is_numbers(found):
         return None
     del other["keypoints"]
     return np.array(found, np.float64).reshape(-1, 3)

@@ -32,7 +32,7 @@ def stream_object(
     Yields:
         (key, value, JSON text of the value): once an element for ``arrays``, once for any other key.
     Raises:
-        BadJson: malformed, cut off, or not an object.
+        BadJson: malformed, cut off, not an object, or no array where one must be.
     """
     reader = _Reader(stream, name)
     reader.expect("{", "a JSON object")
@@ -43,7 +43,7 @@ def stream_object(
         if not isinstance(key, str):
             raise reader.error("a key in quotes")
         reader.expect(":", "':' after a key")
-        if (key in arrays or key in skip) and reader.peek() == "[":
+        if key in arrays or key in skip:
             for value, text in reader.elements():
                 if key in arrays:
                     yield key, value, text

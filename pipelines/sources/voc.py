@@ -182,7 +182,7 @@ class VocSource:
 
         def read(path: str) -> set[str]:
             found = self._read(_stem(path), True)
-            return {o.name for o in found.objects} if isinstance(found, VocFile) else set()
+            return {o.name for o in found.objects if o.name} if isinstance(found, VocFile) else set()
 
         with ThreadPoolExecutor(_READERS) as pool:
             yield from pool.map(read, files)
@@ -199,8 +199,10 @@ def parse_voc(content: bytes) -> VocFile:
     """
     try:
         root = fromstring(content, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # LookupError: unknown encoding
         raise BadXml(str(error) or type(error).__name__) from None
+    if root.tag != "annotation":
+        raise BadXml(f"it holds <{root.tag[:50]}>, not <annotation>")
     width, height = _number(root, "size/width"), _number(root, "size/height")
     size = None if math.isnan(width) or math.isnan(height) else (int(width), int(height))
     extra = {key: text for key in ("folder", "filename") if (text := root.findtext(key))}
