@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pipelines.storage import Store, absolute, read_uri, redact
+
+
+def test_paths_are_relative_to_the_root(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "a")
+    store.write_bytes("b/c.bin", b"0123456789")
+    assert store.read_bytes("b/c.bin") == b"0123456789"
+    assert store.read_range("b/c.bin", 3, 4) == b"3456"
+    assert [(f.path, f.size) for f in store.list_files()] == [("b/c.bin", 10)]
+    assert store.sub("b").read_bytes("c.bin") == b"0123456789"
+    assert store.children() == ["b"]
+    assert store.children("nowhere") == [] == store.list_files("nowhere")
+    assert read_uri(store.join("b/c.bin")) == b"0123456789"
+    assert pickle.loads(pickle.dumps(store)).exists("b/c.bin")
+
+
+def test_memory_is_a_store_too() -> None:
+    store = Store.open("memory://boxmill-test")
+    store.write_bytes("x", b"1")
+    assert store.read_bytes("x") == b"1"
+    with pytest.raises(ValueError, match="exclusively"):
+        store.put_new("y", b"1")
+
+
+def test_a_short_file_is_an_error(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    store.write_bytes("x", b"123")
+    with pytest.raises(ValueError, match="ends before byte 5"):
+        store.read_range("x", 1, 4)
+
+
+def test_unknown_scheme_names_itself() -> None:
+    with pytest.raises(ValueError, match="nope://bucket"):
+        Store.open("nope://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("https://host/a?X-Amz-Signature=1", "https://host/a"),
+        ("/a/b@c?d", "/a/b@c?d"),
+        ("s3://bucket/a@labels/gt:3", "s3://bucket/a@labels/gt:3"),
+    ],
+)
+def test_redact_takes_out_credentials_only(uri: str, shown: str) -> None:
+    assert redact(uri) == shown
+
+
+def test_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("x/y/") == f"{tmp_path}/x/y"
+    assert absolute("file:///x/y") == "/x/y"
+    assert absolute("s3://b/x/") == "s3://b/x"
+
+
+def _race(args: tuple[str, int]) -> int:
+    root, me = args
+    store = Store.open(root)
+    return sum(store.put_new(f"{i}.json", f"{me} of {i}".encode() * 50) for i in range(60))
+
+
+def test_put_new_has_one_winner_a_file(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        won = pool.map(_race, [(str(tmp_path), me) for me in range(4)], chunksize=1)
+    assert sum(won) == 60
+    store = Store.open(tmp_path)
+    assert len(store.list_files()) == 60, "temporary files are left"
+    for i in range(60):
+        content = store.read_bytes(f"{i}.json")
+        assert content == content[: len(content) // 50] * 50
