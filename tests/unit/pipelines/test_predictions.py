@@ -1,0 +1,215 @@
+"""Prediction sets on disk: written, committed once, opened, trained on, and handed on as COCO results."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pipelines import open_dataset, open_predictions
+from pipelines.byte_ranges import MAX_GAP, MAX_REQUEST, read_stored_images, requests
+from pipelines.commits import commit_images, commit_labels
+from pipelines.ledger import Ledger, LedgerEntry
+from pipelines.predictions import (
+    ArchivePlace,
+    QuarantineRow,
+    commit_predictions,
+    read_quarantine,
+    to_coco_results,
+    write_predictions,
+    write_quarantine,
+)
+from pipelines.records import Annotations, Rle
+from pipelines.references import DatasetNotFound
+from pipelines.schema import LabelRow
+from pipelines.shards import label_rows, shard_stem, write_image_shard, write_label_shard
+from pipelines.sources.synthetic import SyntheticSource
+from pipelines.storage import Store
+
+SOURCE = SyntheticSource(seed=5, num_train=6, num_val=0, size=(96, 96))
+RECORDS = [SOURCE.load(item) for item in SOURCE.scan()]
+
+
+@pytest.fixture
+def dataset(tmp_path) -> str:
+    store = Store.open(tmp_path / "scenes")
+    image_file = write_image_shard(store, RECORDS)
+    label_file = write_label_shard(store, "gt", image_file.path, label_rows(RECORDS))
+    version = commit_images(store.uri, [image_file], plan_id="ingest")
+    ledger = Ledger()
+    ledger.imported("image", 6)
+    return commit_labels(
+        store.uri,
+        "gt",
+        [label_file],
+        plan_id="ingest",
+        label_map=SOURCE.label_map,
+        images_version=version,
+        ledger=ledger.sums(),
+    ).reference
+
+
+def found_in(record, count: int) -> Annotations:
+    boxes = np.array([[i, 2.0, 10.5, 20.25] for i in range(count)], np.float64)
+    ids = SOURCE.label_map.to_category_ids(np.arange(count) % len(SOURCE.label_map))
+    return Annotations.from_boxes(boxes, ids, scores=np.linspace(0.9, 0.1, count))
+
+
+def prediction_rows(failed: int = 4) -> list[LabelRow]:
+    """Image i has i objects; one image failed."""
+    return [
+        LabelRow(
+            image_id=record.image_id,
+            row=i,
+            row_group=0,
+            split=record.split,
+            coco_image_id=record.coco_image_id,
+            width=record.width,
+            height=record.height,
+            annotations=None if i == failed else found_in(record, i),
+            status="failed" if i == failed else "ok",
+            error="decode: BadImage: cut off" if i == failed else None,
+            input_sha256=record.sha256,
+        )
+        for i, record in enumerate(RECORDS)
+    ]
+
+
+def commit(dataset: str, plan_id: str = "plan"):
+    opened = open_dataset(dataset)
+    store, rows = Store.open(opened.uri), prediction_rows()
+    stem = shard_stem(opened.shards[0].image_path)
+    # Two tasks of one image shard: the reader takes any number of label files for it.
+    files = [write_predictions(store, "pred-x", stem, part) for part in (rows[:3], rows[3:])]
+    ledger = Ledger()
+    ledger.imported("image", 5)
+    ledger.add(LedgerEntry(subject="image", fate="quarantined", reason="decode", image_id=RECORDS[4].image_id))
+    ledger.imported("annotation", sum(f.num_objects for f in files))
+    return commit_predictions(
+        opened.uri,
+        "pred-x",
+        files,
+        plan_id=plan_id,
+        label_map=SOURCE.label_map,
+        images_version=opened.metadata["images_version"],
+        ledger=ledger,
+        provenance={"model": {"digest": "abc"}},
+    )
+
+
+def test_what_was_predicted_is_read_back(dataset):
+    version = commit(dataset)
+    predictions = open_predictions(version.reference)
+    assert (predictions.num_images, predictions.num_objects) == (6, 0 + 1 + 2 + 3 + 5)
+    assert predictions.status() == {"ok": 5, "failed": 1}
+    assert list(predictions.errors()) == [(RECORDS[4].image_id, "decode: BadImage: cut off")]
+    assert predictions.provenance == {"model": {"digest": "abc"}}
+    assert predictions.label_map.digest == SOURCE.label_map.digest
+    found = {image_id: annotations for image_id, _, _, _, annotations in predictions.annotations()}
+    assert set(found) == {r.image_id for i, r in enumerate(RECORDS) if i != 4}
+    for i in (0, 1, 2, 3, 5):
+        ours, expected = found[RECORDS[i].image_id], found_in(RECORDS[i], i)
+        assert ours.scores is not None and ours.scores.tolist() == expected.scores.tolist()
+        assert ours.boxes_xywh.tolist() == expected.boxes_xywh.tolist()
+        assert ours.category_ids.tolist() == expected.category_ids.tolist()
+    assert {r.image_id: r.image for r in predictions.records()} == {
+        r.image_id: r.image for i, r in enumerate(RECORDS) if i != 4
+    }
+
+
+def test_one_plan_is_committed_once(dataset):
+    first, second = commit(dataset), commit(dataset)
+    assert (first.found, second.found) == (False, True)
+    assert first.reference == second.reference and first.digest == second.digest
+    assert open_predictions(first.reference).num_images == 6
+
+
+def test_a_prediction_set_is_a_dataset(dataset):
+    opened = open_dataset(commit(dataset).reference)
+    assert {r.image_id for r in opened.records()} >= {r.image_id for i, r in enumerate(RECORDS) if i != 4}
+    assert opened.index().num_rows >= 5
+
+
+def test_coco_results_are_the_predictions(dataset, tmp_path):
+    predictions = open_predictions(commit(dataset).reference)
+    uri = to_coco_results(predictions, str(tmp_path / "sub" / "results.json"))
+    results = json.loads((tmp_path / "sub" / "results.json").read_text())
+    assert uri == str(tmp_path / "sub" / "results.json")
+    expected = [
+        {"image_id": coco_id, "category_id": int(c), "bbox": box.tolist(), "score": float(s)}
+        for _, coco_id, _, _, a in predictions.annotations()
+        for box, c, s in zip(a.boxes_xywh, a.category_ids, a.scores)
+    ]
+    assert results == expected and len(results) == 11
+    to_coco_results(predictions, str(tmp_path / "none.json"), splits=["val"])
+    assert json.loads((tmp_path / "none.json").read_text()) == []
+
+
+def test_coco_results_carry_masks_and_keypoints(tmp_path):
+    from dataclasses import replace
+
+    from pipelines.predictions import _coco_results
+
+    keypoints = np.array([[1.0, 2.0, 0.5], [3.0, 4.0, 0.25]])
+    found = replace(
+        Annotations.from_boxes(np.ones((1, 4)), np.array([7]), scores=np.array([0.5])),
+        rles=(Rle(size=(5, 6), counts="abc"),),
+        keypoints=(keypoints,),
+    )
+    (result,) = _coco_results(3, found)
+    assert result["segmentation"] == {"size": [5, 6], "counts": "abc"}
+    assert result["keypoints"] == [1.0, 2.0, 0.5, 3.0, 4.0, 0.25]
+
+
+def test_equal_rows_make_equal_files(tmp_path):
+    store, rows = Store.open(tmp_path), prediction_rows()
+    places = [ArchivePlace(source="a.tar", member=r.image_id, offset=1, length=2) for r in rows]
+    first = write_predictions(store, "pred-x", "archive-1", rows, places)
+    again = write_predictions(store, "pred-x", "archive-1", rows, places)
+    assert first == again
+    assert write_predictions(store, "pred-x", "archive-1", rows[1:], places[1:]).path != first.path
+
+
+def test_quarantine_is_kept_by_plan(tmp_path):
+    store = Store.open(tmp_path)
+    rows = [
+        QuarantineRow(image_id="a", source="s/a", stage="decode", error_class="BadImage", error="cut", sha256="00"),
+        QuarantineRow(image_id="b", source="s/b", stage="list", error_class="Refused", error="it is a link"),
+    ]
+    for _ in range(2):  # a repeated task replaces its file
+        write_quarantine(store, "p1", "000001", rows)
+    write_quarantine(store, "p2", "000001", rows[:1])
+    assert read_quarantine(store.uri, "p1") == rows
+    assert read_quarantine(store.uri, "p2") == rows[:1]
+    assert read_quarantine(store.uri, "p3") == []
+
+
+def test_errors_name_the_way_out(dataset):
+    uri = dataset.split("@")[0]
+    with pytest.raises(ValueError, match="holds truth, not predictions"):
+        open_predictions(dataset)
+    with pytest.raises(DatasetNotFound):
+        open_predictions(f"{uri}@labels/pred-none")
+    commit(dataset)
+    with pytest.raises(ValueError, match=r"several label sets \(gt, pred-x\)"):
+        open_predictions(uri)
+
+
+def test_stored_images_by_row(dataset):
+    shard = open_dataset(dataset).shards[0]
+    for rows in ([0], [1, 2, 5], list(range(6)), []):
+        found = read_stored_images(Store.open(shard.uri), shard.image_path, rows)
+        assert [f.image for f in found] == [RECORDS[i].image for i in rows]
+        assert [f.sha256 for f in found] == [RECORDS[i].sha256 for i in rows]
+
+
+def test_neighbouring_ranges_share_a_request():
+    def cut(*ranges: tuple[int, int]):
+        offsets, lengths = np.array(ranges, np.int64).reshape(-1, 2).T
+        return requests(offsets, lengths)
+
+    assert cut() == []
+    assert cut((0, 10), (10, 10), (25, 10)) == [(0, 3)]
+    assert cut((0, 10), (10 + MAX_GAP + 1, 10)) == [(0, 1), (1, 2)]
+    assert cut((0, MAX_REQUEST), (MAX_REQUEST, 10), (MAX_REQUEST + 10, 10)) == [(0, 1), (1, 3)]

@@ -1,0 +1,103 @@
+"""What a labelling worker does around the model: decode ahead, tell bad images apart, batch by size, select."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from detectors.base import Preprocessing
+from detectors.structures import Prediction
+from workers.label_actor import batches_of_one_size, select
+from workers.label_inputs import CHUNK, DecodedImage, RawImage, decode, decoded_images
+
+PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=64, divisor=32)
+
+
+def jpeg(width: int = 100, height: int = 50) -> bytes:
+    pixels = np.random.default_rng(width * 1000 + height).integers(0, 255, (height, width, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+def test_a_good_image_is_resized_and_remembers_its_size():
+    found = decode(RawImage(place=3, image=jpeg(100, 50)), PREPROCESSING)
+    assert found.failure is None and found.size == (50, 100) and found.raw.place == 3
+    assert found.pixels.shape == (3, 32, 64) and found.pixels.dtype == torch.uint8
+    assert found.raw.image == b"", "encoded bytes are not kept beside the pixels"
+
+
+@pytest.mark.parametrize(
+    ("image", "sha256", "stage", "error_class"),
+    [
+        (b"", None, "decode", "BadImage"),
+        (b"text", None, "decode", "BadImage"),
+        (jpeg()[:-200], None, "decode", "BadImage"),
+        (jpeg()[:400] + b"\xff\xd9", None, "decode", None),
+        (jpeg(), "0" * 64, "read", "CorruptShard"),
+    ],
+)
+def test_a_bad_image_is_told_and_not_raised(image, sha256, stage, error_class):
+    found = decode(RawImage(place=0, image=image, sha256=sha256), PREPROCESSING)
+    assert found.pixels is None and found.failure.stage == stage
+    assert error_class in (None, found.failure.error_class)
+    assert found.sha256 is not None
+
+
+def test_images_come_in_order_and_only_so_many_are_read_ahead():
+    count = 20 * CHUNK
+    task, image = pa.table({"row": list(range(count))}), jpeg(8, 8)
+    given = 0
+    furthest = 0
+
+    class Reader:
+        threads = 4
+
+        def read(self, task, first, last):
+            nonlocal furthest
+            furthest = max(furthest, last - given)
+            return [RawImage(place=i, image=image) for i in range(first, last)]
+
+    places = []
+    for found in decoded_images(Reader(), task, PREPROCESSING, threads=2):
+        given += 1
+        places.append(found.raw.place)
+    assert places == list(range(count))
+    assert furthest <= 6 * CHUNK
+
+
+def test_a_reader_that_fails_is_heard():
+    class Reader:
+        threads = 1
+
+        def read(self, task, first, last):
+            raise OSError("the network is gone")
+
+    with pytest.raises(OSError, match="network"):
+        list(decoded_images(Reader(), pa.table({"row": [1, 2]}), PREPROCESSING, threads=1))
+
+
+def test_batches_hold_one_padded_size_and_every_image_once():
+    def image(place: int, height: int, width: int) -> DecodedImage:
+        return DecodedImage(raw=RawImage(place=place), pixels=torch.zeros((3, height, width), dtype=torch.uint8))
+
+    images = [image(0, 64, 30), image(1, 30, 64), image(2, 64, 20), image(3, 64, 33), image(4, 64, 10)]
+    images.insert(2, DecodedImage(raw=RawImage(place=9)))
+    found = [[i.raw.place for i in batch] for batch in batches_of_one_size(iter(images), PREPROCESSING, 2)]
+    assert found == [[9], [0, 2], [1], [3], [4]]
+
+
+def test_the_best_above_the_threshold_are_kept():
+    prediction = Prediction(
+        boxes=torch.arange(16.0).reshape(4, 4),
+        labels=torch.tensor([0, 1, 2, 0]),
+        scores=torch.tensor([0.9, 0.5, 0.3, 0.1]),
+        size=(10, 10),
+    )
+    assert select(prediction, 0.3, 10).labels.tolist() == [0, 1]
+    assert select(prediction, 0.0, 3).scores.tolist() == pytest.approx([0.9, 0.5, 0.3])

@@ -1,0 +1,129 @@
+"""How labelling work is named and cut: the same input, model and settings give the same plan and tasks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.records import Category, LabelMap
+from pipelines.references import CategoryMismatch
+from pipelines.sources.archive_formats import Member
+from workers.label import cpus_asked
+from workers.label_config import LabelConfig
+from workers.label_plan import LabelInput, ModelFacts, make_plan, plan_tasks, prediction_label_map, task_size
+
+CONFIG = LabelConfig(input="images.tar", model="model", out="out")
+MODEL = ModelFacts(
+    uri="model",
+    digest="a" * 64,
+    categories=({"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}),
+    spec={},
+    preprocessing={"size": 320},
+)
+ARCHIVE = LabelInput(
+    kind="archive",
+    uri="images.tar",
+    reference="images.tar",
+    digest="d" * 32,
+    num_images=100,
+    members=tuple(Member(name=f"{i}.jpg", offset=i * 512, length=9, size=9, stamp="s") for i in range(100)),
+)
+
+
+def label_map(*categories: tuple[int, str]) -> LabelMap:
+    return LabelMap(categories=tuple(Category(category_id=i, name=name) for i, name in categories))
+
+
+def plan_id(config: LabelConfig = CONFIG, source: LabelInput = ARCHIVE, model: ModelFacts = MODEL) -> str:
+    return make_plan(config, source, model).plan_id
+
+
+def test_a_plan_is_named_by_what_decides_the_result():
+    assert plan_id() == plan_id()
+    for change in (
+        {"score_threshold": 0.1},
+        {"max_detections": 5},
+        {"image_size": 512},
+        {"batch_size": 4},
+        {"precision": "bfloat16"},
+        {"task_images": 4},
+    ):
+        assert plan_id(replace(CONFIG, **change)) != plan_id(), change
+    assert plan_id(source=replace(ARCHIVE, digest="e" * 32)) != plan_id()
+    assert plan_id(model=replace(MODEL, digest="b" * 64)) != plan_id()
+
+
+def test_where_and_how_it_runs_is_no_part_of_the_plan():
+    for change in (
+        {"workers": 7},
+        {"cpus_per_worker": 3},
+        {"use_gpu": False},
+        {"ray_address": "auto"},
+        {"coco_results": "r.json"},
+        {"out": "elsewhere"},
+        {"image_size": 320},  # the model's own
+        {"precision": "float32"},  # what "auto" means
+    ):
+        assert plan_id(replace(CONFIG, **change)) == plan_id(), change
+
+
+@pytest.mark.parametrize(
+    ("images", "size"), [(1, 8), (72, 8), (128, 8), (129, 9), (1000, 63), (4096, 256), (10**6, 256)]
+)
+def test_task_size(images, size):
+    assert task_size(images) == size
+
+
+def test_tasks_cover_every_member_once_in_order():
+    plan = make_plan(CONFIG, ARCHIVE, MODEL)
+    tasks = list(plan_tasks(ARCHIVE, plan))
+    assert [t.num_rows for t in tasks] == [8] * 12 + [4]
+    rows = [row for task in tasks for row in task.to_pylist()]
+    assert [r["image_id"] for r in rows] == [f"{i}.jpg" for i in range(100)]
+    assert [r["row"] for r in rows] == list(range(100))
+    assert [r["coco_image_id"] for r in rows] == list(range(1, 101))
+    assert [r["offset"] for r in rows] == [i * 512 for i in range(100)]
+
+
+def test_an_archive_needs_a_place_and_gets_a_set_for_each_plan():
+    with pytest.raises(ValueError, match="out=URI"):
+        make_plan(replace(CONFIG, out=None), ARCHIVE, MODEL)
+    first = make_plan(CONFIG, ARCHIVE, MODEL)
+    second = make_plan(replace(CONFIG, score_threshold=0.5), ARCHIVE, MODEL)
+    assert first.label_set.startswith("pred-aaaaaaaa-") and first.label_set != second.label_set
+
+
+def test_classes_are_matched_by_name():
+    dataset = label_map((7, "bird"), (3, "dog"), (9, "cat"))
+    ours = prediction_label_map(dataset, MODEL.label_map, CONFIG, "ref")
+    assert ours.digest == dataset.digest
+
+    small = label_map((5, "cat"))
+    with pytest.raises(CategoryMismatch, match=r"dog.*allow_extra_classes"):
+        prediction_label_map(small, MODEL.label_map, CONFIG, "ref")
+    wider = prediction_label_map(small, MODEL.label_map, replace(CONFIG, allow_extra_classes=True), "ref")
+    assert [(c.category_id, c.name) for c in wider.categories] == [(5, "cat"), (6, "dog")]
+
+
+def test_workers_leave_something_of_the_cluster():
+    assert cpus_asked(2, 1, 4.0) == 1.0
+    assert cpus_asked(2, 1, 2.0) == 0.75
+    assert cpus_asked(1, 4, 4.0) == 3.5
+    assert 2 * cpus_asked(2, 1, 2.0) < 2.0
+
+
+def test_bad_settings_are_named():
+    for change, name in (
+        ({"score_threshold": 1.0}, "score_threshold=1.0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"task_images": 0}, "task_images=0"),
+        ({"precision": "int8"}, "int8"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            replace(CONFIG, **change)
+
+
+def test_config_survives_json():
+    config = replace(CONFIG, splits=("val",))
+    assert LabelConfig.from_json({**config.to_json(), "splits": ["val"]}) == config
