@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,6 +117,7 @@ def check_annotations(
     ledger: Ledger,
     image_id: str,
     clip_tolerance: float = 1.0,
+    mended: Mapping[str, str] | None = None,
 ) -> Annotations:
     """Leave out what cannot be an object and mend what leaves the image; tell the ledger.
 
@@ -132,6 +134,7 @@ def check_annotations(
         ledger: gets one count an object, and an entry for each that is dropped or mended.
         image_id: for the entries.
         clip_tolerance: pixels.
+        mended: what the source itself already changed, by the object's place; see ``SourceItem``.
     Returns:
         What is kept, in the same order.
     """
@@ -156,18 +159,19 @@ def check_annotations(
     beyond = np.maximum(-low, high - np.array([width, height], np.float64)).max(axis=1, initial=0.0)
     clip = keep & (beyond > clip_tolerance)
     annotations = _set_aside_rles(annotations, (height, width))
-    mended = 0
+    changed = 0
     for i in np.flatnonzero(keep):
         odd = sorted(_UNDERSTOOD & annotations.attributes[i].keys()) if annotations.attributes else []
-        reasons = ["box clipped to the image"] if clip[i] else []
+        reasons = [mended[str(i)]] if mended and str(i) in mended else []
+        reasons += ["box clipped to the image"] if clip[i] else []
         reasons += [f"{name} makes no sense and is kept as an attribute" for name in odd]
         if reasons:
-            mended += 1
+            changed += 1
             detail = f"box xywh {boxes[i].tolist()}, image {width}x{height}"
             detail += f", box became {clipped[i].tolist()}" if clip[i] else ""
             detail += "".join(f", {name} {annotations.attributes[i][name]!r:.200}" for name in odd)
             ledger.add(_entry("mended", "; ".join(reasons), image_id, int(annotations.ids[i]), detail))
-    ledger.imported("annotation", int(keep.sum()) - mended)
+    ledger.imported("annotation", int(keep.sum()) - changed)
 
     if clip.any():
         annotations = replace(annotations, boxes_xywh=np.where(clip[:, None], clipped, boxes))

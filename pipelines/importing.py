@@ -178,6 +178,7 @@ def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], 
         ledger=ledger,
         image_id=record.image_id,
         clip_tolerance=item.clip_tolerance,
+        mended=item.mended,
     )
     return replace(record, annotations=annotations)
 

@@ -30,13 +30,14 @@ ITEMS = pa.schema(
         ("declared_size", pa.list_(pa.int32())),
         ("clip_tolerance", pa.float64()),
         ("payload", pa.string()),
+        ("mended", pa.string()),
         ("license", pa.string()),
         ("url", pa.string()),
         ("group_id", pa.string()),
         ("extra", pa.string()),
     ]
 )
-_JSON = ("payload", "extra")
+_JSON = ("payload", "mended", "extra")
 
 
 def items_to_arrow(items: Sequence[SourceItem]) -> pa.Table:

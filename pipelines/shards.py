@@ -185,9 +185,17 @@ def label_rows(records: Sequence[ImageRecord]) -> list[LabelRow]:
             width=r.width,
             height=r.height,
             annotations=r.annotations,
+            neg=_category_ids(r, "neg_category_ids"),
+            not_exhaustive=_category_ids(r, "not_exhaustive_category_ids"),
         )
         for i, (r, group) in enumerate(zip(records, group_rows(records), strict=True))
     ]
+
+
+def _category_ids(record: ImageRecord, name: str) -> tuple[int, ...] | None:
+    found = record.extra.get(name)
+    whole = isinstance(found, list) and all(type(v) is int and abs(v) < 2**63 for v in found)
+    return tuple(found) if whole else None
 
 
 def _check_ids(records: Sequence[ImageRecord]) -> None:

@@ -34,7 +34,10 @@ class SourceItem:
         declared_size: width, height as the source's annotations say; the image's own header wins.
         clip_tolerance: a box that leaves the image by more pixels than this is clipped.
         payload: whatever else ``load`` needs, JSON-ready.
-        license, url, group_id, extra: as in ``ImageRecord``.
+        mended: how the source itself changed an annotation, by its place in ``annotations`` (as text: it is JSON);
+            a fixed phrase, that counts as the ledger's reason.
+        license, url, group_id, extra: as in ``ImageRecord``. Lists of category ids under ``neg_category_ids`` and
+            ``not_exhaustive_category_ids`` in ``extra`` (LVIS's names) become columns of the labels.
     """
 
     image_id: str
@@ -48,6 +51,7 @@ class SourceItem:
     declared_size: tuple[int, int] | None = None
     clip_tolerance: float = 1.0
     payload: Mapping[str, Any] = field(default_factory=dict)
+    mended: Mapping[str, str] = field(default_factory=dict)
     license: str = ""
     url: str = ""
     group_id: str = ""
