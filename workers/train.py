@@ -43,7 +43,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> ModelRef:
     job = prepare(config, dataset)
     finished = read_trained(job.config.out)
     if finished is not None:
-        if finished.job_digest == job.digest:
+        # A model with another history is this job's before its first step, see workers.untrained.
+        if finished.job_digest == job.digest and len(finished.model.history) == config.epochs:
             return finished.model
         if not config.overwrite:
             raise ValueError(
@@ -64,8 +65,9 @@ def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
     Raises:
         ValueError: see ``train``.
     """
-    for split in filter(None.__ne__, (config.train_split, config.val_split)):
-        _check_split(dataset, str(split), config.workers)
+    _check_split(dataset, config.train_split, config.workers)
+    if config.val_split is not None:
+        _check_split(dataset, config.val_split, config.workers)
     if sum(dataset.index((config.train_split,))["num_objects"].to_pylist()) == 0:
         raise ValueError(
             f"split {config.train_split!r} of {dataset.reference} has no objects; a detector cannot learn from it"

@@ -25,7 +25,15 @@ _INPUTS = {"dataset", "init_from", "pretrained_backbone"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """How training images are varied; see ``detectors.transforms.Augmentation`` for the units."""
+    """How training images are varied.
+
+    Attributes:
+        horizontal_flip, vertical_flip: probabilities, 0 to 1.
+        scale: (low, high) zoom; above 1 a crop is enlarged, below 1 the image is shrunk and padded.
+        brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x]; 0 is none.
+        hue: a turn of the colour circle drawn from [-x, x]; 0.5 is half of it.
+        min_visible: objects with a smaller part of their box left in view are removed, 0 to 1.
+    """
 
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
