@@ -154,9 +154,11 @@ def _make_user_and_bucket(endpoint: str, bucket: str) -> S3Server:
 
 def _forget_s3_filesystems() -> None:
     """fsspec keeps filesystems by their arguments, and the endpoint is in the environment."""
+    import boto3
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
+    boto3.DEFAULT_SESSION = None  # it keeps the first keys that it was asked for
 
 
 def free_port() -> int:

@@ -205,6 +205,7 @@ def any_s3_server(request: pytest.FixtureRequest) -> S3Server:
 
 def use_server(server: S3Server, monkeypatch: pytest.MonkeyPatch, *, endpoint: str | None = None) -> None:
     """Point the AWS_* variables of this process at a server, or at ``endpoint`` in front of it."""
+    import boto3
     import s3fs
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -215,3 +216,4 @@ def use_server(server: S3Server, monkeypatch: pytest.MonkeyPatch, *, endpoint: s
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     # fsspec keeps filesystems by their arguments, and the endpoint is in the environment.
     s3fs.S3FileSystem.clear_instance_cache()
+    boto3.DEFAULT_SESSION = None  # it keeps the first keys that it was asked for
