@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.jobs import Job, Receipt, files_of, make_plan_id
+from pipelines.planning import cut_tasks, items_from_arrow, items_to_arrow
+from pipelines.shards import ShardFile
+from pipelines.sources import SourceItem
+from tests.making import annotations, assert_same_annotations
+
+SCHEMA = pa.schema([("n", pa.int64())])
+
+
+def _receipt(task_id: int, name: str) -> Receipt:
+    file = ShardFile(path=f"labels/gt/{name}.parquet", size=1, rows=2, num_objects=3, splits={"train": 2})
+    return Receipt(task_id=task_id, files=(file,), ledger={"a": 1}, extra={"b": [2]})
+
+
+def test_a_task_reads_its_own_rows(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "p")
+    assert not job.has_plan()
+    tables = (pa.table({"n": [i] * (i + 1)}, schema=SCHEMA) for i in range(3))
+    plan = job.save_plan(tables, SCHEMA, {"k": "é"})
+    assert (plan.num_tasks, plan.metadata) == (3, {"k": "é"})
+    again = pickle.loads(pickle.dumps(job))
+    assert again.plan() == plan
+    assert again.read_task(2)["n"].to_pylist() == [2, 2, 2]
+    assert again.read_column("n") == [0, 1, 1, 2, 2, 2]
+
+
+def test_the_first_receipt_wins(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "p")
+    assert job.missing(3) == [0, 1, 2]
+    assert job.finish(1, _receipt(1, "first"))
+    assert not job.finish(1, _receipt(1, "second"))
+    # Not even equal content makes a second winner on a local disk.
+    assert not job.finish(1, _receipt(1, "first"))
+    assert job.receipt(1) == _receipt(1, "first")
+    assert job.missing(3) == [0, 2]
+    assert job.finish(0, _receipt(0, "zero"))
+    assert [f.path for f in files_of(job.receipts(), "labels/gt")] == [
+        "labels/gt/zero.parquet",
+        "labels/gt/first.parquet",
+    ]
+    assert files_of(job.receipts(), "images") == []
+
+
+def test_plan_ids_tell_parts_apart() -> None:
+    one = make_plan_id(a=1, b={"x": 1, "y": 2})
+    assert one == make_plan_id(b={"y": 2, "x": 1}, a=1)
+    assert one != make_plan_id(a=1, b={"x": 1, "y": 3})
+
+
+def test_items_survive_the_plan() -> None:
+    items = [
+        SourceItem(
+            image_id="a",
+            uri="s3://b/a",
+            offset=5,
+            length=7,
+            size=7,
+            split="val",
+            coco_image_id=9,
+            annotations=annotations(3),
+            declared_size=(4, 5),
+            clip_tolerance=0.0,
+            payload={"p": [1]},
+            license="by",
+            url="u",
+            group_id="g",
+            extra={"e": None},
+        ),
+        SourceItem(image_id="b", uri="b"),
+    ]
+    found = items_from_arrow(items_to_arrow(items))
+    for one, other in zip(found, items, strict=True):
+        for name in SourceItem.__slots__:
+            if name == "annotations":
+                assert_same_annotations(one.annotations, other.annotations)
+            else:
+                assert getattr(one, name) == getattr(other, name), name
+
+
+def test_tasks_are_cut_by_images_and_by_bytes() -> None:
+    small = [SourceItem(image_id=str(i), uri="", size=10) for i in range(2050)]
+    assert [len(t) for t in cut_tasks(small)] == [1024, 1024, 2]
+    big = [SourceItem(image_id=str(i), uri="", size=100 * 2**20) for i in range(5)]
+    assert [len(t) for t in cut_tasks(big)] == [2, 2, 1]
+    huge = [SourceItem(image_id=str(i), uri="", size=2**30) for i in range(2)]
+    assert [len(t) for t in cut_tasks(huge)] == [1, 1]
