@@ -19,7 +19,8 @@ _EPHEMERAL = {
     # Two slow cores that also import torch take longer than the default.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    # The caller tells the error, in one line; Prefect would print its traceback three times before.
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_CLI_PROMPT": "false",
     "DO_NOT_TRACK": "1",
 }

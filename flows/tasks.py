@@ -9,7 +9,7 @@ from typing import Any
 from prefect import Task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.errors import is_bad_input
+from flows.errors import is_bad_input, unwrap
 from flows.steps import Result
 
 # A result is a small JSON document. Retries are for a store or a cluster that failed for a moment; the stages resume
@@ -24,9 +24,11 @@ DURABLE: dict[str, Any] = {
 
 
 def may_succeed_later(state: Any) -> bool:
-    """False for bad input: it is as bad the second time."""
+    """True for a store, a cluster or a worker that failed; bad input and mistakes of ours stay as they are."""
     error = state.result(raise_on_failure=False)
-    return not (isinstance(error, BaseException) and is_bad_input(error))
+    if not isinstance(error, BaseException) or is_bad_input(error):
+        return False
+    return isinstance(unwrap(error), OSError | RuntimeError) or type(error).__module__.startswith("ray.")
 
 
 def verified(task: Task[..., Result], config: Any, is_there: Callable[[Result], bool]) -> Result:

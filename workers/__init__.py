@@ -6,7 +6,9 @@ seconds to import and ``boxmill --help`` must not.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,11 +20,22 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "ingest", "label", "train"]
 
 
-def __getattr__(name: str) -> Any:
-    # The functions are named like their modules, so `import workers.train` alone would leave the module here:
-    # whoever wants the module writes `from workers.train import ...`, which does not look here at all.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    function = getattr(import_module(f"{__name__}.{name}"), name)
-    globals()[name] = function
-    return function
+class _Workers(ModuleType):
+    """This package with its functions in front of the modules of the same names.
+
+    Importing ``workers.train`` sets the attribute ``train`` of this package to the module, and ``from workers import
+    train`` would then give that. A property of the class comes before attributes, and its setter lets the module go.
+    (``from workers.train import TrainConfig`` goes by ``sys.modules`` and is not concerned.)
+    """
+
+
+def _function(name: str) -> property:
+    def get(package: ModuleType) -> Any:
+        return getattr(import_module(f"{__name__}.{name}"), name)
+
+    return property(get, lambda package, module: None)
+
+
+for _name in __all__:
+    setattr(_Workers, _name, _function(_name))
+sys.modules[__name__].__class__ = _Workers
