@@ -12,7 +12,8 @@ from pipelines.metrics.coco import NO_TRUTH, CocoMetrics
 from pipelines.report.charts import PALETTE, Series, histogram, line_chart, stacked_bars
 from pipelines.summary import DatasetSummary
 
-_MOST_CLASSES = 40
+MOST_CLASSES = 20
+_MOST_CURVES = 8
 _CURVE_STATS = ("AP", "AP50", "AP75")
 _LIGHT = {
     "ink": "#1c2430",
@@ -41,10 +42,11 @@ def pr_curve_svg(metrics: CocoMetrics) -> str:
 
 
 def pr_series(metrics: CocoMetrics) -> list[Series]:
-    """Mean curves at IoU .5 and .75 in front, each class at .5 behind."""
+    """Mean curves at IoU .5 and .75 in front, the most frequent classes at .5 behind."""
     series = []
-    names = [name for name, c in metrics.per_class.items() if c.AP != NO_TRUTH]
-    for at, name in enumerate(names[:_MOST_CLASSES] if len(names) > 1 else []):
+    known = [(name, c) for name, c in metrics.per_class.items() if c.AP != NO_TRUTH]
+    frequent = sorted(known, key=lambda item: -item[1].num_truths)[:_MOST_CURVES]
+    for at, (name, _) in enumerate(frequent if len(known) > 1 else []):
         series.append(Series(name=name, points=_curve(metrics, 0.5, name), colour=2 + at % (PALETTE - 2)))
     for iou, dashed in ((0.5, False), (0.75, True)):
         label = f"mean, IoU {iou:.2f}"
@@ -119,7 +121,7 @@ def _by_epoch(history: Sequence[Mapping[str, Any]], name: str) -> tuple[tuple[fl
 
 def class_chart(summary: DatasetSummary) -> Markup:
     """Objects of each class by size, the most frequent first."""
-    rows = sorted(summary.classes, key=lambda c: -c.objects)[:_MOST_CLASSES]
+    rows = sorted(summary.classes, key=lambda c: -c.objects)[:MOST_CLASSES]
     return stacked_bars([(c.name, list(c.sizes.items())) for c in rows], title="Objects by class and size")
 
 

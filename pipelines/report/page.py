@@ -126,12 +126,17 @@ def _charts(metrics: CocoMetrics, history: Sequence[Mapping[str, Any]], summary:
     def chart(heading: str, svg: Markup, legend: Sequence[Series], note: str = "") -> dict[str, Any]:
         return {"heading": heading, "svg": svg, "legend": legend, "note": note}
 
-    curves = [chart("Precision and recall", figures.pr_chart(metrics), figures.pr_series(metrics))]
+    pr_lines = figures.pr_series(metrics)
+    few = len(pr_lines) - 2 < sum(1 for c in metrics.per_class.values() if c.AP != NO_TRUTH) > 1
+    note = "the most frequent classes at IoU .50 and the mean of all" if few else ""
+    curves = [chart("Precision and recall", figures.pr_chart(metrics), pr_lines, note)]
     curves += [
         chart("Training loss", figures.loss_chart(history), figures.loss_series(history)),
         chart("Validation while training", figures.ap_chart(history), figures.ap_series(history)),
     ]
     sizes = "small below 32² px, large from 96² px"
+    if len(summary.classes) > figures.MOST_CLASSES:
+        sizes += f"; the {figures.MOST_CLASSES} most frequent of {len(summary.classes)} classes"
     about = [
         chart("Objects by class and size", figures.class_chart(summary), (), sizes),
         chart("Objects an image", figures.objects_chart(summary), ()),

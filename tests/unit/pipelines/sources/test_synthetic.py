@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipelines.records import Annotations, ImageRecord
+from pipelines.records import ImageRecord
 from pipelines.sources import open_source
 from pipelines.sources.synthetic import SyntheticSource
 from pipelines.sources.synthetic_outline import mask_to_polygons
@@ -22,10 +22,6 @@ from pipelines.sources.synthetic_scene import SCALE_RANGE, draw, layout
 
 def draw_all(source: SyntheticSource) -> list[ImageRecord]:
     return [source.load(item) for item in source.scan()]
-
-
-def own_boxes(annotations: Annotations) -> np.ndarray:
-    return annotations.boxes
 
 
 @given(
@@ -41,8 +37,8 @@ def test_truth_is_inside_and_consistent(seed: int, index: int, size: tuple[int, 
     assert 3 <= len(truth) <= 15
     assert len(set(truth.ids.tolist())) == len(truth)
     assert not any(truth.rles)
-    assert (own_boxes(truth) >= 0).all()
-    assert (own_boxes(truth) <= np.array(size * 2)).all()
+    assert (truth.boxes >= 0).all()
+    assert (truth.boxes <= np.array(size * 2)).all()
     assert (truth.boxes_xywh[:, 2:] >= 1).all()
     assert (truth.area <= truth.boxes_xywh[:, 2] * truth.boxes_xywh[:, 3]).all()
     for at in range(len(truth)):
