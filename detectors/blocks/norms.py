@@ -118,8 +118,11 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def num_groups(channels: int) -> int:
-    """The most groups, 32 at most (Wu & He 2018), that divide the channels and hold at least two of them."""
-    return max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 2 or g == 1))
+    """The most groups, 32 at most (Wu & He 2018), that divide the channels and hold at least eight of them.
+
+    At 256 channels that is the usual 32; in a narrow head, groups of two would normalise a 1x1 map to its signs.
+    """
+    return max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 8 or g == 1))
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
