@@ -52,6 +52,9 @@ class SyntheticSource:
     size: tuple[int, int] = (256, 256)
 
     def __post_init__(self) -> None:
+        if len(self.size) != 2:
+            raise ValueError(f"synthetic size {list(self.size)} must be width, height")
+        # From JSON it comes as a list.
         object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
         if min(self.seed, self.num_train, self.num_val) < 0:
             raise ValueError(
@@ -62,15 +65,6 @@ class SyntheticSource:
                 f"synthetic size {self.size} is too small for its objects; give at least "
                 f"{_SMALLEST_SIDE} x {_SMALLEST_SIDE} pixels"
             )
-
-    @classmethod
-    def open(
-        cls, *, seed: int = 0, num_train: int = 500, num_val: int = 100, size: Sequence[int] = (256, 256)
-    ) -> SyntheticSource:
-        """From options as JSON gives them."""
-        if len(size) != 2:
-            raise ValueError(f"synthetic size {list(size)} must be width, height")
-        return cls(seed=seed, num_train=num_train, num_val=num_val, size=(size[0], size[1]))
 
     @property
     def options(self) -> dict[str, Any]:
