@@ -14,18 +14,21 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.structures import Target
 from detectors.transforms import Augmentation, augment
 from pipelines.records import ImageRecord, LabelMap
-from pipelines.shards import RowGroupRef, read_row_group
+from pipelines.shards import RowGroupRef, read_label_columns, read_row_group
 from pipelines.versions import Dataset
 from workers.batches import decode_image, to_image_and_target
 
 T = TypeVar("T")
 
+_INDEX_COLUMNS = ("image_id", "row_group", "split", "objects.id")
+_LABEL_READERS = 16
 WINDOW = 4
 """Row groups whose images are mixed: more is nearer a perfect shuffle, and as many must fit into memory."""
 
@@ -107,16 +110,22 @@ def shard_of_rank(num_images: int, *, world: int, rank: int) -> range:
 
 
 def list_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
-    """The row groups of a dataset that hold images of a split, without empty ones."""
-    index = dataset.index((split,))
-    image_ids: dict[tuple[str, int], list[str]] = {}
-    columns = (index[name].to_pylist() for name in ("shard", "row_group", "image_id"))
-    for shard, row_group, image_id in zip(*columns, strict=True):
-        image_ids.setdefault((dataset.shards[shard].image_path, row_group), []).append(image_id)
+    """The row groups of a dataset that hold images of a split, without empty ones.
+
+    Images without annotations (which a model failed on, in a set of predictions) are left out: they may hold
+    objects, and must not be learnt as background.
+    """
+    with ThreadPoolExecutor(_LABEL_READERS) as pool:
+        tables = pool.map(lambda shard: read_label_columns(shard, _INDEX_COLUMNS), dataset.shards)
+        image_ids: dict[tuple[str, int], list[str]] = {}
+        for shard, table in zip(dataset.shards, tables, strict=True):
+            wanted = table.filter(pc.and_(pc.equal(table["split"], split), pc.is_valid(table["objects"])))
+            for row in wanted.select(["row_group", "image_id"]).to_pylist():
+                image_ids.setdefault((shard.label_path, row["row_group"]), []).append(row["image_id"])
     return tuple(
-        RowGroup(ref=ref, split=split, image_ids=tuple(image_ids[ref.shard.image_path, ref.row_group]))
+        RowGroup(ref=ref, split=split, image_ids=tuple(image_ids[ref.shard.label_path, ref.row_group]))
         for ref in dataset.row_groups()
-        if (ref.shard.image_path, ref.row_group) in image_ids
+        if (ref.shard.label_path, ref.row_group) in image_ids
     )
 
 

@@ -1,13 +1,16 @@
-"""Optimiser, learning-rate schedule and moving average of a training run."""
+"""Optimiser, learning-rate schedule, moving average and arithmetic of a training run."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from detectors.optimize import has_fast_bfloat16
 from workers.train_config import TrainConfig
 
 
@@ -76,3 +79,15 @@ def update_average(average: nn.Module, detector: nn.Module, *, decay: float, ste
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def autocast_for(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 autocast where it was asked for, or where "auto" finds it faster: where the hardware has it."""
+    match config.precision:
+        case "float32":
+            use = False
+        case "bfloat16":
+            use = True
+        case "auto":
+            use = has_fast_bfloat16(device)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if use else contextlib.nullcontext()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import tempfile
@@ -23,26 +22,22 @@ from torch.nn.parallel import DistributedDataParallel
 from detectors import Detector, create, load
 from detectors.batching import make_batch
 from detectors.memory import keep_freed_memory
-from detectors.optimize import has_fast_bfloat16, optimize
 from detectors.structures import Target
 from detectors.transforms import Augmentation
-from pipelines.metrics.coco import evaluate_boxes
-from pipelines.records import Annotations, LabelMap
-from pipelines.versions import Dataset, open_dataset
-from workers.batches import to_annotations
-from workers.loader import (
-    RowGroupReader,
-    Sample,
-    epoch_plan,
-    evaluation_batches,
-    list_row_groups,
-    shard_of_rank,
-    training_batches,
-)
+from pipelines.records import LabelMap
+from pipelines.versions import open_dataset
+from workers.loader import RowGroupReader, Sample, epoch_plan, list_row_groups, training_batches
 from workers.models import fetch_backbone, fetch_model
-from workers.optimization import learning_rate, make_optimizer, set_learning_rate, update_average
+from workers.optimization import (
+    autocast_for,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    update_average,
+)
 from workers.saved_model import save_trained
 from workers.train_config import TrainConfig, TrainJob
+from workers.validation import Validator
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -120,7 +115,7 @@ def train_worker(loop: dict[str, Any]) -> None:
         numbers = train_epoch(model, state, batches, len(plan), config, rank, board)
         numbers["seconds_training"] = round(time.perf_counter() - started, 3)
         state.epoch += 1
-        numbers |= validator.after_epoch(state, device, board)
+        numbers |= validator.after_epoch(state.epoch, state.final, device, board)
         numbers["seconds"] = round(time.perf_counter() - started, 3)
         state.history.append({"epoch": state.epoch, **numbers})
         report(state, rank)
@@ -135,7 +130,7 @@ def start_or_resume(job: TrainJob, device: torch.device) -> TrainState:
     config = job.config
     detector = build_detector(job, pretrained=checkpoint is None)
     # Convolutions on the CPU, and tensor cores, work on channels-last memory without a copy.
-    detector = detector.to(device, memory_format=torch.channels_last).train()
+    detector = detector.to(device).to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(detector).eval().requires_grad_(False) if config.ema else None
     state = TrainState(detector=detector, average=average, optimizer=make_optimizer(detector, config))
     if checkpoint is None:
@@ -232,70 +227,6 @@ def train_epoch(
         dist.all_reduce(means)
         means /= dist.get_world_size()
     return {**dict(zip(sums, means.tolist(), strict=True)), "lr": lr, "steps": steps}
-
-
-def autocast_for(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 autocast where it was asked for, or where "auto" finds it faster: where the hardware has it."""
-    match config.precision:
-        case "float32":
-            use = False
-        case "bfloat16":
-            use = True
-        case "auto":
-            use = has_fast_bfloat16(device)
-    return torch.autocast(device.type, dtype=torch.bfloat16) if use else contextlib.nullcontext()
-
-
-class Validator:
-    """COCO metrics on the validation split, whose images are shared out over the workers."""
-
-    def __init__(self, config: TrainConfig, dataset: Dataset, label_map: LabelMap, *, rank: int, world: int) -> None:
-        self._config, self._label_map, self._rank, self._world = config, label_map, rank, world
-        self._groups = () if config.val_split is None else list_row_groups(dataset, config.val_split)
-        self._reader = RowGroupReader(self._groups, max_bytes=config.cache_mb * 2**20)
-        # Pickled annotations travel over gloo whatever the gradients use.
-        self._channel = dist.new_group(backend="gloo") if world > 1 else None
-
-    def after_epoch(self, state: TrainState, device: torch.device, board: Any) -> dict[str, float]:
-        """The twelve COCO numbers on rank 0 where a validation is due, else nothing."""
-        due = state.epoch % self._config.val_every == 0 or state.epoch == self._config.epochs
-        if not due or not self._groups:
-            return {}
-        found = self._detect(state.final, device)
-        gathered: list[Any] = [found]
-        if self._channel is not None:
-            gathered = [None] * self._world
-            dist.gather_object(found, gathered if self._rank == 0 else None, group=self._channel)
-        if self._rank != 0:
-            return {}
-        # The order of images decides between equal scores, and is that of any other evaluation of the dataset.
-        images = sorted((image for part in gathered for image in part), key=lambda image: image[0])
-        metrics = evaluate_boxes(
-            [(image_id, truth) for _, image_id, truth, _ in images],
-            [(image_id, found) for _, image_id, _, found in images],
-            self._label_map,
-        )
-        numbers = {name: float(value) for name, value in metrics.stats.items()}
-        board.validated.remote(AP=round(numbers["AP"], 4), AP50=round(numbers["AP50"], 4))
-        return numbers
-
-    @torch.inference_mode()
-    def _detect(self, detector: Detector, device: torch.device) -> list[tuple[int, str, Annotations, Annotations]]:
-        """COCO image id, image id, truth and detections of this worker's share."""
-        everything = [(g, place) for g, group in enumerate(self._groups) for place in range(len(group.image_ids))]
-        share = shard_of_rank(len(everything), world=self._world, rank=self._rank)
-        samples = everything[share.start : share.stop]
-        fast = optimize(detector)
-        detections = []
-        for batch in evaluation_batches(self._reader, samples, batch_size=self._config.batch_size):
-            images = make_batch([image for _, image in batch], detector.preprocessing).to(device)
-            with autocast_for(self._config, device):
-                predictions = fast.predict(images)
-            for (record, _), prediction in zip(batch, predictions, strict=True):
-                assert record.annotations is not None
-                found = to_annotations(prediction, self._label_map)
-                detections.append((record.coco_image_id, record.image_id, record.annotations, found))
-        return detections
 
 
 def report(state: TrainState, rank: int) -> None:
