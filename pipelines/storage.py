@@ -229,10 +229,15 @@ class Store:
         target = Path(self._full(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except BaseException:
+            # Half a file on a full disk would keep it full.
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary
 
     def _link_new(self, path: str, content: bytes) -> bool:

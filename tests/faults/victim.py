@@ -1,0 +1,105 @@
+"""An ingest that sends itself a signal at a named point: ``python -m tests.faults.victim OPTIONS URI POINT SIGNAL``.
+
+With SIGKILL it dies there; with SIGSTOP it sleeps until it is sent SIGCONT, and goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tests.faults.runs import small_ingest
+
+# Which function, before or after it, at which call.
+POINTS: dict[str, tuple[str, str, int]] = {
+    "before-write": ("pipelines.importing:write_image_shard", "before", 2),
+    "between-shard-and-labels": ("pipelines.importing:write_label_shard", "before", 2),
+    "between-data-and-receipt": ("pipelines.jobs:Job.finish", "before", 2),
+    "between-receipts-and-commit": ("pipelines.importing:commit_images", "before", 1),
+    "between-the-commits": ("pipelines.importing:commit_labels", "before", 1),
+    "after-commit": ("pipelines.importing:commit_labels", "after", 1),
+}
+MID_WRITE = "in-mid-write"
+
+
+def arm(point: str, sign: int) -> None:
+    """Patch this process so that the signal is sent at the point."""
+    if point == MID_WRITE:
+        return _arm_write(sign)
+    path, when, at_call = POINTS[point]
+    module, _, names = path.partition(":")
+    *owners, name = names.split(".")
+    owner: Any = import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    setattr(owner, name, _signalling(getattr(owner, name), when, at_call, sign))
+    return None
+
+
+def _signalling(real: Callable[..., Any], when: str, at_call: int, sign: int) -> Callable[..., Any]:
+    calls = 0
+
+    def signalling(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at_call and when == "before":
+            os.kill(os.getpid(), sign)
+        result = real(*args, **options)
+        if calls == at_call and when == "after":
+            os.kill(os.getpid(), sign)
+        return result
+
+    return signalling
+
+
+def _arm_write(sign: int) -> None:
+    """Half of the second image shard is in its file on the disk when the signal comes."""
+    real = Path.open
+    writes = 0
+
+    class Halving:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> Halving:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.stream.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.stream, name)
+
+        def write(self, content: Any) -> int:
+            half = len(content) // 2
+            self.stream.write(content[:half])
+            self.stream.flush()
+            os.kill(os.getpid(), sign)
+            return half + self.stream.write(content[half:])
+
+    def opening(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        nonlocal writes
+        stream = real(self, mode, *args, **options)
+        if mode == "wb" and self.parent.name == "images":
+            writes += 1
+            if writes == 2:
+                return Halving(stream)
+        return stream
+
+    Path.open = opening  # type: ignore[method-assign,assignment]
+
+
+def main() -> None:
+    options, uri, point, sign = sys.argv[1:]
+    arm(point, int(sign))
+    version = small_ingest(json.loads(options), uri)
+    print(json.dumps(version.to_json()))
+
+
+if __name__ == "__main__":
+    main()
