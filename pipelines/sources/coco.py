@@ -89,8 +89,12 @@ class CocoSource:
 
     @cached_property
     def label_map(self) -> LabelMap:
+        return parse_categories((redact(uri), header.categories) for uri, header in self._headers.items())
+
+    @cached_property
+    def _headers(self) -> dict[str, _Header]:
         files = [uri for s in self.splits for uri in (s.annotations, *s.keypoints)]
-        return parse_categories((redact(uri), _categories(uri)) for uri in files)
+        return {uri: _read_header(uri) for uri in dict.fromkeys(files)}
 
     def inputs(self) -> Iterator[FileStat]:
         for uri in sorted({uri for s in self.splits for uri in (s.annotations, *s.keypoints)}):
@@ -101,14 +105,7 @@ class CocoSource:
 
     def about(self) -> dict[str, Any]:
         """``info`` and ``licenses`` of each split's annotation file, as they are."""
-        return {
-            s.name: {
-                key: value
-                for key, value, _ in _stream(s.annotations, arrays=())
-                if key not in _ARRAYS  # one of these that is no array is an error elsewhere
-            }
-            for s in self.splits
-        }
+        return {s.name: self._headers[s.annotations].other for s in self.splits}
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
         with tempfile.TemporaryDirectory(prefix="boxmill-coco-") as folder:
@@ -176,6 +173,14 @@ class CocoSource:
 
     def load(self, item: SourceItem) -> ImageRecord:
         return record_from_bytes(item, read_item(item))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Header:
+    """What of a file is neither images nor annotations; ``other`` is ``info``, ``licenses`` and the like."""
+
+    categories: list[Any]
+    other: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,9 +386,11 @@ def _stream(uri: str, *, arrays: Sequence[str]) -> Iterator[tuple[str, Any, str]
         yield from stream_object(stream, redact(uri), arrays=arrays, skip=[a for a in _ARRAYS if a not in arrays])
 
 
-def _categories(uri: str) -> list[dict[str, Any]]:
-    return [value for _, value, _ in _stream_key(uri, "categories")]
-
-
-def _stream_key(uri: str, key: str) -> Iterator[tuple[str, Any, str]]:
-    return (found for found in _stream(uri, arrays=(key,)) if found[0] == key)
+def _read_header(uri: str) -> _Header:
+    categories, other = [], {}
+    for key, value, _ in _stream(uri, arrays=("categories",)):
+        if key == "categories":
+            categories.append(value)
+        else:
+            other[key] = value
+    return _Header(categories=categories, other=other)

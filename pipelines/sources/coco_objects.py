@@ -141,7 +141,7 @@ def _parse_segmentation(other: dict[str, Any]) -> tuple[Polygons | None, Rle | N
         return None, None
     if isinstance(found, list) and all(_is_polygon(p) for p in found):
         del other["segmentation"]
-        return tuple(tuple(float(v) for v in polygon) for polygon in found), None
+        return tuple(tuple(map(float, polygon)) for polygon in found), None
     if isinstance(found, dict) and set(found) == {"size", "counts"} and _is_size(found["size"]):
         counts = found["counts"]
         if isinstance(counts, list) and all(type(c) is int and 0 <= c < 2**63 for c in counts):
@@ -161,7 +161,11 @@ def _is_polygon(values: Any) -> bool:
 
 
 def _is_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(map(_is_number, values))
+    if not isinstance(values, list):
+        return False
+    # Outlines are nearly all of a file: a look at the types alone settles most of them.
+    types = set(map(type, values))
+    return types <= {float} or (types <= {float, int} and all(map(_is_number, values)))
 
 
 def _parse_keypoints(other: dict[str, Any]) -> FloatArray | None:
