@@ -130,17 +130,14 @@ class LifecycleConfig(Strict):
     def ingest_config(self) -> IngestConfig:
         return IngestConfig(**self.ingest.model_dump(), dataset=self.place("dataset"), ray_address=self.ray_address)
 
-    def train_config(self, dataset: str) -> TrainConfig:
-        return TrainConfig(
-            **self.train.model_dump(), dataset=dataset, out=self.place("model"), ray_address=self.ray_address
-        )
+    def train_config(self, dataset: str, out: str) -> TrainConfig:
+        return TrainConfig(**self.train.model_dump(), dataset=dataset, out=out, ray_address=self.ray_address)
 
-    def label_config(self, dataset: str, model: str, label_set: str) -> LabelConfig:
+    def label_config(self, dataset: str, model: str) -> LabelConfig:
         return LabelConfig(
             **self.label.model_dump(),
             input=dataset,
             model=model,
-            out=label_set,
             splits=self.evaluate.splits,
             ray_address=self.ray_address,
         )

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from flows.config import EvaluateConfig, ExportConfig, IngestConfig, LabelConfig, LifecycleConfig, TrainConfig
@@ -50,11 +50,11 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Result:
     return asdict(train(config.to_worker(), progress))
 
 
-def untrained(config: TrainConfig, out: str) -> Result:
-    """The detector that training would start from, as a model in ``out``."""
+def untrained(config: TrainConfig, progress: Progress | None = None) -> Result:
+    """The detector that training would start from, as a model in ``config.out``; result as of ``train``."""
     from workers.untrained import write_untrained
 
-    return asdict(write_untrained(replace(config.to_worker(), out=out)))
+    return asdict(write_untrained(config.to_worker()))
 
 
 @contextmanager

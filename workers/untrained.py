@@ -13,12 +13,15 @@ from workers.train_config import ModelRef, TrainConfig
 
 
 def write_untrained(config: TrainConfig) -> ModelRef:
-    """Writes what training with ``config`` would start from to ``config.out``, replacing what is there.
+    """Writes what training with ``config`` would start from to ``config.out``; the same call again finds it.
 
     Raises:
         ValueError: as ``workers.train.train``.
     """
     job = prepare(config, open_dataset(config.dataset))
+    found = read_trained(job.config.out)
+    if found is not None and found.job_digest == job.digest and not found.model.history:
+        return found.model
     if config.init_from is not None:
         detector = detectors.load(fetch_model(config.init_from)).detector
     else:
