@@ -28,6 +28,8 @@ _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
 _CONFLICTS = 1000  # lost races before giving up; each one means that somebody else's commit landed
 _FAILURES = 5  # other errors in a row
 
+_FORBIDDEN = ("403 Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+
 
 class TableNotFound(ValueError):
     """No Delta table there."""
@@ -182,6 +184,13 @@ def _open(table: Store) -> DeltaTable:
         return DeltaTable(_uri(table), storage_options=_storage_options(table))
     except TableNotFoundError:
         raise TableNotFound(f"no table at {redact(table.uri)}") from None
+    except OSError as error:
+        # delta-rs has no classes for these; its text quotes the server's error code.
+        if "NoSuchBucket" in str(error):
+            raise TableNotFound(f"no bucket for {redact(table.uri)}") from None
+        if any(code in str(error) for code in _FORBIDDEN):
+            raise PermissionError(f"not allowed to read {redact(table.uri)}; check the keys and their rights") from None
+        raise
 
 
 def _create(table: Store, schema: pa.Schema) -> None:

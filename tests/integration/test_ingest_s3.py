@@ -13,7 +13,9 @@ from pipelines.exports.coco import export_coco
 from pipelines.shards import read_image
 from pipelines.sources import open_source
 from pipelines.storage import Store
+from pipelines.versions import DatasetNotFound
 from tests.conftest import S3Server
+from tests.making import commit_records, record
 from workers.ingest import ingest
 
 
@@ -69,4 +71,16 @@ def test_wrong_key_is_refused(s3_server: S3Server, monkeypatch: pytest.MonkeyPat
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(PermissionError):
         Store.open(s3_server.uri("race")).read_bytes("a.json")
+    with pytest.raises(PermissionError, match="check the keys"):
+        open_dataset(s3_server.uri("race"))
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_what_is_not_there_is_said_so(s3_server: S3Server, tmp_path: Path) -> None:
+    commit_records(s3_server.uri("shelf/shapes"), [record(1)], plan_id="p")
+    with pytest.raises(DatasetNotFound, match=r"did you mean s3://.*/shelf/shapes\?"):
+        open_dataset(s3_server.uri("shelf/shape"))
+    with pytest.raises(DatasetNotFound, match="s3://no-such-bucket/shapes"):
+        open_dataset("s3://no-such-bucket/shapes")
+    with pytest.raises(ValueError, match=r"no COCO annotation file at s3://.*/gone\.json"):
+        open_source("coco", annotations=s3_server.uri("gone.json"))
