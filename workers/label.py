@@ -184,6 +184,7 @@ def _run(
 def _stream(pending: Sequence[int], job: LabelJob, config: LabelConfig, gpus: float) -> Iterator[dict[str, Any]]:
     """Tasks through a pool of actors; the engine replaces lost actors and gives their tasks to others."""
     import ray
+    import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     tasks = ray.data.from_items([{"task": t} for t in pending], override_num_blocks=min(len(pending), _MAX_BLOCKS))

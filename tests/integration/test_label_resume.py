@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import delta, open_dataset
+from pipelines import delta, open_dataset, open_predictions
 from pipelines.jobs import Job
+from pipelines.predictions import read_quarantine
 from pipelines.storage import Store
 from tests.conftest import running
 from tests.integration.labelling import THRESHOLD, make_model, rows_by_image
 from tests.integration.training import make_dataset
 from workers.label import LabelConfig, PredictionSetRef, label
+from workers.loader import RowGroupReader, list_row_groups
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
@@ -178,6 +180,44 @@ def test_a_changed_batch_size_finds_the_same_objects(scenes, model, undisturbed,
         assert close >= 0.9 * len(boxes)  # boxes of nearly equal scores may change places
 
 
+def test_a_prediction_set_can_be_trained_on(undisturbed):
+    """Several label files belong to one image shard; the training reader meets every image once."""
+    dataset = open_dataset(undisturbed.reference)
+    assert len(dataset.shards) == TASKS > len({shard.image_path for shard in dataset.shards})
+    groups = list_row_groups(dataset, "train")
+    reader = RowGroupReader(groups, max_bytes=10**9)
+    records = [reader.record(g, place) for g, group in enumerate(groups) for place in range(len(group.image_ids))]
+    assert Counter(r.image_id for r in records) == Counter(dataset.index(["train"])["image_id"].to_pylist())
+    assert all(len(r.annotations) > 0 for r in records)
+
+
+def test_a_flipped_bit_in_a_shard_fails_one_image(scenes, model, tmp_path, ray_cluster):
+    dataset = copied(scenes, tmp_path)
+    record = next(open_dataset(str(dataset)).records(["val"]))
+    shard = next(path for path in dataset.glob("images/*.parquet") if record.image in path.read_bytes())
+    raw = bytearray(shard.read_bytes())
+    raw[raw.index(record.image) + len(record.image) // 2] ^= 1
+    shard.write_bytes(raw)
+
+    made = label(config_for(dataset, model, splits=("val",), task_images=8))
+    assert (made.num_images, made.num_quarantined) == (8, 1)
+    ((image_id, error),) = open_predictions(made.reference).errors()
+    assert image_id == record.image_id and "CorruptShard" in error
+    (bad,) = read_quarantine(str(dataset), open_predictions(made.reference).metadata["plan_id"])
+    assert (bad.image_id, bad.stage) == (record.image_id, "read") and bad.sha256 != record.sha256
+    assert len(list_row_groups(open_dataset(made.reference), "val")[0].image_ids) < 8, "nothing is learnt from it"
+
+
+def test_a_job_folder_tells_the_plan(undisturbed):
+    dataset = undisturbed.reference.split("@")[0]
+    version = open_dataset(undisturbed.reference)
+    job = Job(dataset, version.metadata["plan_id"])
+    assert job.missing() == [] and sum(job.task_rows()) == IMAGES
+    provenance = version.metadata["provenance"]
+    assert provenance["model"]["digest"].startswith(undisturbed.reference.split("pred-")[1][:8])
+    assert provenance["settings"]["score_threshold"] == THRESHOLD
+
+
 def command(config: LabelConfig) -> list[str]:
     return [sys.executable, "-m", "tests.integration.labelling", json.dumps(config.to_json())]
 
@@ -220,13 +260,3 @@ def _wait_until_gone(dataset: Path, seconds: float = 60.0) -> None:
         time.sleep(0.1)
         if len(receipts(dataset)) != last:
             last, since = len(receipts(dataset)), time.monotonic()
-
-
-def test_a_job_folder_tells_the_plan(undisturbed):
-    dataset = undisturbed.reference.split("@")[0]
-    version = open_dataset(undisturbed.reference)
-    job = Job(dataset, version.metadata["plan_id"])
-    assert job.missing() == [] and sum(job.task_rows()) == IMAGES
-    provenance = version.metadata["provenance"]
-    assert provenance["model"]["digest"].startswith(undisturbed.reference.split("pred-")[1][:8])
-    assert provenance["settings"]["score_threshold"] == THRESHOLD
