@@ -194,8 +194,9 @@ def label_rows(records: Sequence[ImageRecord]) -> list[LabelRow]:
 
 def _category_ids(record: ImageRecord, name: str) -> tuple[int, ...] | None:
     found = record.extra.get(name)
-    whole = isinstance(found, list) and all(type(v) is int and abs(v) < 2**63 for v in found)
-    return tuple(found) if whole else None
+    if not isinstance(found, list) or not all(type(v) is int and abs(v) < 2**63 for v in found):
+        return None
+    return tuple(found)
 
 
 def _check_ids(records: Sequence[ImageRecord]) -> None:

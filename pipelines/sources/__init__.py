@@ -115,6 +115,7 @@ class Described(Protocol):
 SOURCES: dict[str, str] = {
     "coco": "pipelines.sources.coco:CocoSource.open",
     "voc": "pipelines.sources.voc:VocSource.open",
+    "yolo": "pipelines.sources.yolo:YoloSource.open",
     "synthetic": "pipelines.sources.synthetic:SyntheticSource",
     "archive": "pipelines.sources.archive:ArchiveSource.open",
 }
