@@ -101,11 +101,14 @@ def _level_candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores (S,), labels (S,), boxes (S, 4) of one level of one image, at most ``topk``."""
     rows = hopeful.nonzero().squeeze(1)
-    scores = logits[rows].float().sigmoid()
-    row, label = (scores > selection.score_threshold).nonzero(as_tuple=True)
-    score = scores[row, label]
-    if len(score) > selection.topk:
-        score, best = score.topk(selection.topk)
+    best_logits = logits[rows]
+    row, label = (best_logits > _safe_logit(selection.score_threshold)).nonzero(as_tuple=True)
+    logit = best_logits[row, label]
+    if len(logit) > selection.topk:
+        logit, best = logit.topk(selection.topk)
         row, label = row[best], label[best]
+    score = logit.float().sigmoid()
+    sure = score > selection.score_threshold  # exact, now that there are few
+    score, row, label = score[sure], row[sure], label[sure]
     anchor = rows[row]
     return score, label, decode_boxes(deltas[anchor].float(), anchors[anchor])
