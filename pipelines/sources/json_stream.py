@@ -54,6 +54,16 @@ def stream_object(
             return
 
 
+def stream_array(stream: IO[bytes], name: str) -> Iterator[Any]:
+    """The elements of a JSON array, one at a time; see ``stream_object``.
+
+    Raises:
+        BadJson: malformed, cut off or not an array.
+    """
+    for value, _ in _Reader(stream, name).elements():
+        yield value
+
+
 class _Reader:
     def __init__(self, stream: IO[bytes], name: str) -> None:
         self._stream = stream
@@ -98,8 +108,8 @@ class _Reader:
         while True:
             try:
                 value, end = self._decode_json(self._buffer, self._position)
-                # A number that touches the end of the buffer may go on in the next chunk.
-                if end < len(self._buffer) or self._ended:
+                # A number near the end of the buffer may go on in the next chunk: "0." and "1e-" begin as 0 and 1.
+                if end + 2 < len(self._buffer) or self._ended:
                     text = self._buffer[self._position : end]
                     self._position = end
                     return value, text

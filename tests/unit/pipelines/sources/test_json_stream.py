@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.sources import json_stream
@@ -22,13 +22,14 @@ def _collect(text: bytes, **options) -> list[tuple]:
     return list(stream_object(io.BytesIO(text), "x.json", **options))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.fixed_dictionaries({}, optional={"a": st.lists(_values, max_size=5), "b": st.lists(_values), "c": _values}),
     st.integers(1, 9),
     st.booleans(),
     st.sampled_from([None, 2]),
 )
+@example({"c": 0.5, "a": [1e-07, -1.5]}, 1, False, None)  # cut behind "0", "0.", "1e" and "1e-"
 def test_elements_equal_those_of_json_load(document: dict, chunk: int, ascii: bool, indent: int | None) -> None:
     text = json.dumps(document, ensure_ascii=ascii, indent=indent).encode("utf-8", "surrogatepass")
     try:
