@@ -117,6 +117,10 @@ SOURCES: dict[str, str] = {
     "voc": "pipelines.sources.voc:VocSource.open",
     "yolo": "pipelines.sources.yolo:YoloSource.open",
     "synthetic": "pipelines.sources.synthetic:SyntheticSource",
+    "cvat": "pipelines.sources.cvat:CvatSource.open",
+    "label_studio": "pipelines.sources.label_studio:LabelStudioSource.open",
+    "open_images": "pipelines.sources.open_images:OpenImagesSource.open",
+    "hf_parquet": "pipelines.sources.hf_parquet:HfParquetSource.open",
     "archive": "pipelines.sources.archive:ArchiveSource.open",
 }
 

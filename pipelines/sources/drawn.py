@@ -85,8 +85,8 @@ def count_visible(keypoints: FloatArray | None) -> int:
     return -1 if keypoints is None else int((keypoints[:, 2] > 0).sum())
 
 
-def to_pixels(annotations: Annotations, width: int, height: int) -> Annotations:
-    """From fractions of the image's sides to pixels; masks are pixels already."""
+def to_pixels(annotations: Annotations, width: float, height: float) -> Annotations:
+    """From fractions of the image's sides to pixels (or back, with inverse sides); masks are pixels already."""
     side = np.array([width, height], np.float64)
 
     def polygon(flat: tuple[float, ...]) -> tuple[float, ...]:
@@ -95,7 +95,7 @@ def to_pixels(annotations: Annotations, width: int, height: int) -> Annotations:
     return replace(
         annotations,
         boxes_xywh=annotations.boxes_xywh * np.tile(side, 2),
-        area=annotations.area * float(width * height),
+        area=annotations.area * (width * height),
         polygons=tuple(None if p is None else tuple(map(polygon, p)) for p in annotations.polygons),
         keypoints=tuple(None if k is None else k * np.append(side, 1.0) for k in annotations.keypoints),
     )

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipelines.records import Annotations, BoolArray, FloatArray, Rle
-from pipelines.sources.drawn import decode_mask, encode_mask
+from pipelines.checks import BadImage
+from pipelines.records import Annotations, BoolArray, FloatArray, ImageRecord, Rle
+from pipelines.sources.drawn import decode_mask, encode_mask, to_pixels
 
 _Points = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 # Where a point (u, v) of the upright picture, in fractions of its sides, lies in the stored one.
@@ -73,3 +74,25 @@ def upright_to_stored(annotations: Annotations, orientation: int) -> Annotations
         keypoints=tuple(None if k is None else points(k) for k in annotations.keypoints),
         rles=tuple(None if r is None else mask(r) for r in annotations.rles),
     )
+
+
+def drawn_on(annotations: Annotations, shown: tuple[int, int] | None, record: ImageRecord) -> Annotations:
+    """Annotations in pixels of what a tool showed, in pixels of the stored frame.
+
+    Args:
+        annotations: in pixels.
+        shown: width and height that the tool says it showed; None where it does not say: the stored frame.
+        record: the image as its header has it.
+    Raises:
+        BadImage: the tool showed a picture of another size: not this one.
+    """
+    width, height = record.width, record.height
+    upright = (height, width) if record.exif_orientation >= 5 else (width, height)
+    if shown is None or (shown == (width, height) and (record.exif_orientation == 1 or shown != upright)):
+        return annotations
+    if shown != upright:
+        raise BadImage(
+            f"the annotations are of an image of {shown[0]}x{shown[1]} pixels, the file has {width}x{height}"
+        )
+    fractions = to_pixels(annotations, 1 / upright[0], 1 / upright[1])
+    return to_pixels(upright_to_stored(fractions, record.exif_orientation), width, height)
