@@ -15,7 +15,7 @@ Example: `boxmill train data/cells --out models/cells --epochs 15`
 """
 LABEL_HELP = """Label a dataset, or a folder, tar or zip of images, with a model. The same command again resumes.
 
-Example: `boxmill label data/cells --model models/cells --split test`
+Example: `boxmill label data/cells --model models/cells --split test --out predictions`
 """
 EVALUATE_HELP = """Measure predictions against truth as COCO does, and write a report.
 
@@ -220,15 +220,19 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
     """What a person wants to see of a lifecycle's result."""
     baseline = result["baseline"]
     return {
-        **({} if baseline is None else {"AP50 untrained": baseline["AP50"]}),
-        "AP50": result["metrics"]["AP50"],
-        "AP": result["metrics"]["AP"],
+        **({} if baseline is None else {"AP50 untrained": _metric(baseline["AP50"])}),
+        "AP50": _metric(result["metrics"]["AP50"]),
+        "AP": _metric(result["metrics"]["AP"]),
         "training minutes": result["model"]["seconds"] / 60,
         "dataset": result["dataset"]["reference"],
         "model": result["model"]["uri"],
         "predictions": result["export"],
         "report": result["report"],
     }
+
+
+def _metric(value: float | None) -> str:
+    return "no truth to measure on" if value is None else f"{value:.3f}"
 
 
 def step(name: str, config_json: str) -> None:

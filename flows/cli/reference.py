@@ -1,0 +1,101 @@
+"""The references in docs/ (all commands, all settings), made from the program itself.
+
+``python -m flows.cli.reference`` rewrites them; a test fails where it is out of step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from flows.cli.app import app
+from flows.config import LabelConfig, TrainConfig
+from flows.mirror import Strict
+
+BEGIN = "<!-- made by `python -m flows.cli.reference`; do not edit below -->\n"
+
+
+def reference() -> str:
+    """Markdown: a section for every command, with its example, arguments and options."""
+    return "\n".join(
+        line for path, command in commands(typer.main.get_command(app)) for line in _section(path, command)
+    )
+
+
+def commands(command: Any, path: tuple[str, ...] = ("boxmill",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, with the words that name it; hidden ones are left out."""
+    below = getattr(command, "commands", None)
+    if not below:
+        yield path, command
+        return
+    for name, child in below.items():
+        if not child.hidden:
+            yield from commands(child, (*path, name))
+
+
+def _section(path: tuple[str, ...], command: Any) -> Iterator[str]:
+    yield f"## {' '.join(path)}\n"
+    yield f"{(command.help or '').strip()}\n"
+    rows = [row for parameter in command.params if (row := _row(parameter))]
+    if rows:
+        yield "| | | default |\n| --- | --- | --- |"
+        yield from rows
+    yield ""
+
+
+def _row(parameter: Any) -> str | None:
+    if parameter.name == "help":
+        return None
+    argument = parameter.param_type_name == "argument"
+    names = f"`{parameter.name.upper()}`" if argument else ", ".join(f"`{o}`" for o in _names(parameter))
+    default = "needed" if parameter.required else _default(parameter.default)
+    text = (getattr(parameter, "help", None) or "").replace("|", "\\|").replace("\n", " ")
+    return f"| {names} | {text} | {default} |"
+
+
+def _names(parameter: Any) -> list[str]:
+    return [*parameter.opts, *parameter.secondary_opts]
+
+
+def _default(value: Any) -> str:
+    return "" if value in (None, False, ()) or callable(value) else f"`{value}`"
+
+
+def settings(model: type[Strict]) -> str:
+    """Markdown: every setting of a config with its default."""
+    lines = ["| setting | | default |", "| --- | --- | --- |", *_settings(model, "")]
+    return "\n".join(lines)
+
+
+def _settings(model: type[Strict], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        default = "needed" if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(default, Strict):
+            yield from _settings(type(default), f"{prefix}{name}.")
+            continue
+        text = (field.description or "").replace("|", "\\|").replace("``", "`")
+        shown = default if default == "needed" else f"`{json.dumps(default)}`"
+        yield f"| `{prefix}{name}` | {text} | {shown} |"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": reference,
+    "train.md": lambda: settings(TrainConfig),
+    "label.md": lambda: settings(LabelConfig),
+}
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def in_step(page: str) -> str:
+    """What a page of ``docs`` should hold: its own text, then what is made from the program."""
+    kept, _, _ = (DOCS / page).read_text().partition(BEGIN)
+    return f"{kept}{BEGIN}\n{PAGES[page]().rstrip()}\n"
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        (DOCS / page).write_text(in_step(page))
