@@ -121,6 +121,10 @@ SOURCES: dict[str, str] = {
     "label_studio": "pipelines.sources.label_studio:LabelStudioSource.open",
     "open_images": "pipelines.sources.open_images:OpenImagesSource.open",
     "hf_parquet": "pipelines.sources.hf_parquet:HfParquetSource.open",
+    "lvis": "pipelines.sources.lvis:LvisSource.open",
+    "panoptic": "pipelines.sources.panoptic:PanopticSource.open",
+    "webdataset": "pipelines.sources.webdataset:WebDatasetSource.open",
+    "url_list": "pipelines.sources.url_list:UrlListSource.open",
     "archive": "pipelines.sources.archive:ArchiveSource.open",
 }
 

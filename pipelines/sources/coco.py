@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from pipelines.ledger import LedgerEntry
 from pipelines.records import ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
+from pipelines.sources.coco_kinds import ignored_captions, is_caption, malformed, named_by_url
 from pipelines.sources.coco_objects import parse_annotations, parse_categories
 from pipelines.sources.json_stream import stream_object
 from pipelines.storage import FileStat, Store, absolute, redact, split_uri
@@ -64,7 +65,7 @@ class CocoSource:
         Args:
             annotations: an ``instances_*.json``; with ``images``, ``keypoints`` and ``split`` for a single split.
             images: the folder that ``file_name`` is relative to; guessed beside the annotation file where None.
-            keypoints: ``person_keypoints_*.json``, one or more.
+            keypoints: ``person_keypoints_*.json``, one or more; of ``captions_*.json`` the captions are counted.
             split: its name; guessed from the file's name where None, else ``train``.
             splits: name -> {annotations, images, keypoints} instead, for several.
         Raises:
@@ -226,19 +227,24 @@ class _Staging:
         return replace(read, annotated=some is not None)
 
     def _rows(self, uri: str, number: int, name: str, read: _Read) -> Iterator[tuple[Any, ...]]:
+        captions = 0
         for key, value, text in _stream(uri, arrays=("images", "annotations")):
             match key:
+                case "annotations" if is_caption(value):
+                    captions += 1
                 case "images" if isinstance(value, dict):
-                    read.images.append(value)
+                    read.images.append(named_by_url(value))
                 case "images":
-                    read.problems.append(_malformed("image", name, text))
+                    read.problems.append(malformed("image", name, text))
                 case "annotations" if isinstance(value, dict) and _is_key(value.get("image_id")):
                     annotation_id = value.get("id")
                     yield number, value["image_id"], annotation_id if _is_key(annotation_id) else None, text
                 case "annotations":
-                    read.problems.append(_malformed("annotation", name, text))
+                    read.problems.append(malformed("annotation", name, text))
                 case "licenses" if isinstance(value, list):
                     read.licenses.extend(entry for entry in value if isinstance(entry, dict))
+        if captions:
+            read.problems.append(ignored_captions(captions, redact(uri)))
 
     def _insert(self, target: str, rows: Iterable[tuple[Any, ...]]) -> None:
         self._db.executemany(f"INSERT INTO {target} VALUES (?, ?, ?, ?)", rows)
@@ -286,16 +292,6 @@ def _is_key(value: Any) -> bool:
         isinstance(value, (int, str))
         and not isinstance(value, bool)
         and (isinstance(value, str) or -(2**63) <= value < 2**63)
-    )
-
-
-def _malformed(subject: Any, split: str, text: str) -> LedgerEntry:
-    return LedgerEntry(
-        subject=subject,
-        fate="dropped",
-        reason=f"not a COCO {subject}",
-        image_id="",
-        detail=f"split {split}: {text[:200]}",
     )
 
 

@@ -71,7 +71,13 @@ def find_folder(annotations: str, given: str | None, *tried: str) -> str:
         ValueError: none of them is there.
     """
     beside = absolute(annotations).rpartition("/")[0]
-    for uri in [absolute(given)] if given else [f"{beside}/{name}".rstrip("/") for name in tried]:
+    for uri in [absolute(given)] if given else [_beside(beside, name) for name in tried]:
         if Store.open(uri).exists():
             return uri
     raise ValueError(f"no folder of images at {redact(given) if given else redact(beside)}; give `images`")
+
+
+def _beside(folder: str, name: str) -> str:
+    if name.startswith("../"):
+        folder, name = folder.rpartition("/")[0], name.removeprefix("../")
+    return f"{folder}/{name}".rstrip("/")
