@@ -20,7 +20,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
-from pipelines.storage import Store, redact
+from pipelines.storage import Store, redact, retrying
 
 METADATA_KEY = "boxmill"
 # Logs are small and hold the categories of old versions: never let a checkpoint clean them away.
@@ -75,7 +75,7 @@ class Commit:
 
 
 def exists(table: Store) -> bool:
-    return DeltaTable.is_deltatable(_uri(table), storage_options=_storage_options(table))
+    return retrying(lambda: DeltaTable.is_deltatable(_uri(table), storage_options=_storage_options(table)))
 
 
 def open_snapshot(table: Store, version: int | None = None) -> Snapshot:
@@ -181,7 +181,7 @@ def _add_action(file: TableFile) -> AddAction:
 
 def _open(table: Store) -> DeltaTable:
     try:
-        return DeltaTable(_uri(table), storage_options=_storage_options(table))
+        return retrying(lambda: DeltaTable(_uri(table), storage_options=_storage_options(table)))
     except TableNotFoundError:
         raise TableNotFound(f"no table at {redact(table.uri)}") from None
     except OSError as error:
@@ -194,20 +194,25 @@ def _open(table: Store) -> DeltaTable:
 
 
 def _create(table: Store, schema: pa.Schema) -> None:
-    if exists(table):
-        return
-    try:
-        DeltaTable.create(
-            _uri(table),
-            schema=Schema.from_arrow(schema),
-            mode="ignore",
-            configuration=_CONFIGURATION,
-            storage_options=_storage_options(table),
-        )
-    except Exception:
-        # Another process may have been faster; the table is there then.
-        if not exists(table):
-            raise
+    def create() -> None:
+        if exists(table):
+            return
+        try:
+            DeltaTable.create(
+                _uri(table),
+                schema=Schema.from_arrow(schema),
+                mode="ignore",
+                configuration=_CONFIGURATION,
+                storage_options=_storage_options(table),
+                # A retry after a lost answer would create the table once more, as its version 1.
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+        except Exception:
+            # Another process may have been faster, or only the answer was lost: the table is there then.
+            if not exists(table):
+                raise
+
+    retrying(create)
 
 
 def _snapshot(table: Store, delta: DeltaTable) -> Snapshot:

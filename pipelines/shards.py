@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.records import ImageRecord
 from pipelines.schema import IMAGES, LabelRow, images_to_arrow, labels_from_arrow, labels_to_arrow, load_json
-from pipelines.storage import Store
+from pipelines.storage import Store, redact
 
 MAX_SHARD_IMAGES = 1024
 MAX_SHARD_BYTES = 256 * 2**20
@@ -267,7 +267,17 @@ def _footer(uri: str, path: str) -> pq.FileMetaData:
 
 @lru_cache(maxsize=16)
 def _label_table(uri: str, path: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(Store.open(uri).read_bytes(path)))
+    return pq.read_table(pa.BufferReader(_label_bytes(uri, path)))
+
+
+def _label_bytes(uri: str, path: str) -> bytes:
+    content = Store.open(uri).read_bytes(path)
+    if hashlib.sha256(content).hexdigest()[:32] != path.split(".")[-2]:
+        raise CorruptShard(
+            f"{path} in {redact(uri)}: its bytes differ from the digest in its name; restore the file from a copy, "
+            "or make the label set anew"
+        )
+    return content
 
 
 @lru_cache(maxsize=64)
@@ -283,7 +293,7 @@ def read_labels(ref: ShardRef) -> list[LabelRow]:
 
 def read_label_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
     """Some columns of a shard's labels; ``objects.id`` reads one leaf of the struct."""
-    content = Store.open(ref.uri).read_bytes(ref.label_path)
+    content = _label_bytes(ref.uri, ref.label_path)
     return pq.ParquetFile(pa.BufferReader(content)).read(columns=list(columns))
 
 
@@ -356,7 +366,7 @@ def read_image_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
 def _verify(image: bytes, sha256: str, image_id: str, ref: ShardRef) -> None:
     if hashlib.sha256(image).hexdigest() != sha256:
         raise CorruptShard(
-            f"{ref.image_path} in {ref.uri}: the stored bytes of {image_id!r} differ from their sha256; "
+            f"{ref.image_path} in {redact(ref.uri)}: the stored bytes of {image_id!r} differ from their sha256; "
             "restore the file from a copy, or ingest the source again into a new dataset"
         )
 

@@ -5,6 +5,7 @@ Paths given to a ``Store`` are relative to its root and use ``/``.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -115,7 +116,7 @@ class Store:
 
     def read_bytes(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
-        return bytes(_retrying(lambda: self.fs.cat_file(self._full(path))))
+        return bytes(retrying(lambda: self.fs.cat_file(self._full(path)), self.join(path)))
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``: one range request.
@@ -124,7 +125,7 @@ class Store:
             ValueError: the file is shorter.
         """
         full = self._full(path)
-        content = bytes(_retrying(lambda: self.fs.cat_file(full, start=offset, end=offset + length)))
+        content = bytes(retrying(lambda: self.fs.cat_file(full, start=offset, end=offset + length), self.join(path)))
         if len(content) != length:
             raise ValueError(
                 f"{self.join(path)} ends before byte {offset + length}; it was cut or is not the file that was indexed"
@@ -135,7 +136,7 @@ class Store:
         """Random access for pyarrow; memory-mapped on a local disk."""
         if self.is_local:
             return pa.memory_map(self._full(path), "r")
-        return pa.PythonFile(self.fs.open(self._full(path), "rb", cache_type="none"), mode="r")
+        return pa.PythonFile(_RemoteFile(self, path), mode="r")
 
     def open_read(self, path: str) -> IO[bytes]:
         """Sequential read."""
@@ -149,14 +150,14 @@ class Store:
             temporary.replace(self._full(path))
             _sync_folder(Path(self._full(path)).parent)
         else:
-            _retrying(lambda: self.fs.pipe_file(self._full(path), bytes(content)))
+            retrying(lambda: self.fs.pipe_file(self._full(path), bytes(content)), self.join(path))
 
     def upload(self, local: Path, path: str) -> None:
         """Create or replace a file from a local one."""
         if self.is_local:
             self.write_bytes(path, local.read_bytes())
         else:
-            _retrying(lambda: self.fs.put_file(str(local), self._full(path)))
+            retrying(lambda: self.fs.put_file(str(local), self._full(path)), self.join(path))
 
     def put_new(self, path: str, content: bytes) -> bool:
         """Create a file that must not exist yet; exactly one of many racing callers wins.
@@ -180,7 +181,8 @@ class Store:
         for attempt in range(_CREATE_ATTEMPTS):
             try:
                 # A single PUT with If-None-Match; s3fs never cuts it into parts in this mode below 5 GB.
-                self.fs.pipe_file(full, content, mode="create", chunksize=5 * 2**30)
+                create = partial(self.fs.pipe_file, full, content, mode="create", chunksize=5 * 2**30)
+                retrying(create, self.join(path), attempts=1)
                 return True
             except FileExistsError:
                 return self.read_bytes(path) == content
@@ -210,7 +212,7 @@ class Store:
 
     def stat(self, path: str = "") -> FileStat:
         """Raises FileNotFoundError."""
-        entry = self.fs.info(self._full(path))
+        entry = retrying(lambda: self.fs.info(self._full(path)), self.join(path))
         return FileStat(path=path, size=int(entry["size"] or 0), etag=_etag(entry))
 
     def children(self, path: str = "") -> list[str]:
@@ -253,6 +255,36 @@ class Store:
         return True
 
 
+class _RemoteFile(io.RawIOBase):
+    """Random access to an object, every read a range request that is retried like any other."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self._store, self._path = store, path
+        self._size = store.stat(path).size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        length = left if size < 0 else min(size, left)
+        content = self._store.read_range(self._path, self._position, length) if length else b""
+        self._position += length
+        return content
+
+
 def split_uri(uri: str) -> tuple[Store, str]:
     """A file's URI as the store of its folder and its name there."""
     folder, _, name = absolute(uri).rpartition("/")
@@ -281,19 +313,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _retrying(action: Callable[[], T], attempts: int = 4) -> T:
-    """Bodies cut in mid-read and 503s are retried; what is missing, forbidden or invalid is not."""
+def retrying(action: Callable[[], T], where: str = "", attempts: int = 4) -> T:
+    """Cut bodies, wrong checksums, resets and 503s are retried; what is missing, forbidden or invalid is not."""
     for attempt in range(attempts):
         try:
             return action()
         except (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError):
             raise
-        except OSError as error:
-            if attempt == attempts - 1:
+        except Exception as error:
+            # botocore's own errors are no OSErrors. Of these s3fs has retried all but a body's wrong checksum.
+            foreign = type(error).__module__.partition(".")[0] == "botocore"
+            damaged = type(error).__name__ == "FlexibleChecksumError"
+            if not isinstance(error, OSError) and not foreign:
+                raise
+            if attempt == attempts - 1 or (foreign and not damaged):
+                if foreign:
+                    why = f"arrives damaged, {attempts} times in a row" if damaged else "cannot be reached"
+                    raise OSError(f"{redact(where)} {why}: {error}") from error
                 raise
             _wait(attempt, error)
     raise AssertionError("unreachable")
 
 
-def _wait(attempt: int, _error: OSError) -> None:
+def _wait(attempt: int, _error: Exception) -> None:
     time.sleep(min(0.05 * 2**attempt, 2.0) * (0.5 + random.random()))
