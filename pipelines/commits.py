@@ -118,7 +118,7 @@ def commit_labels(
             "plan_id": plan_id,
             "images_version": images_version,
             "categories": label_map.to_json(),
-            "digest": _digest(label_map, paths, label_set),
+            "digest": version_digest(label_map, paths, label_set),
             "num_images": old.get("num_images", 0) + sum(f.rows for f in files),
             "num_objects": old.get("num_objects", 0) + sum(f.num_objects for f in files),
             "splits": _sum_counts([old.get("splits", {}), *(f.splits for f in files)]),
@@ -176,7 +176,8 @@ def _table_file(file: ShardFile) -> delta.TableFile:
     return delta.TableFile(path=file.path.rsplit("/", 1)[-1], size=file.size, rows=file.rows)
 
 
-def _digest(label_map: LabelMap, paths: Sequence[str], label_set: str) -> str:
+def version_digest(label_map: LabelMap, paths: Sequence[str], label_set: str) -> str:
+    """Of a version: its categories and the names of its label files."""
     # Label files are named by their content and their image shard's, so names stand for everything. The name of
     # the label set is left out: equal content has equal digests.
     names = [p.removeprefix(f"labels/{label_set}/") for p in paths]

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.storage import Store, redact, retrying
 
@@ -62,6 +63,15 @@ class Snapshot:
     table: Store
     version: int
     files: tuple[TableFile, ...]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a commit does: files that come, files that go, and its JSON."""
+
+    add: tuple[TableFile, ...] = ()
+    remove: tuple[TableFile, ...] = ()
     metadata: Mapping[str, Any]
 
 
@@ -115,6 +125,22 @@ def commit_once(
         The version of the commit, and whether it was found rather than made.
     """
     _create(table, schema)
+    return commit_change(
+        table, lambda before: Change(add=tuple(files), metadata=metadata(before)), transaction_id=transaction_id
+    )
+
+
+def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transaction_id: str) -> tuple[int, bool]:
+    """Add and remove files in one commit, unless a commit with this transaction id is there already.
+
+    Args:
+        table: the folder of an existing table.
+        change: made from the version that it builds on, and made again after each lost race; what it raises refuses
+            the commit.
+        transaction_id: of many callers with the same id exactly one commits.
+    Returns:
+        The version of the commit, and whether it was found rather than made.
+    """
     conflicts = failures = 0
     tried = -1
     while True:
@@ -124,13 +150,14 @@ def commit_once(
         if delta.transaction_version(transaction_id) is not None:
             return _version_of(table, transaction_id, delta.version()), True
         snapshot = _snapshot(table, delta)
-        values = {**metadata(snapshot), "transaction_id": transaction_id}
+        wanted = change(snapshot)
+        values = {**wanted.metadata, "transaction_id": transaction_id}
         try:
             # No retries inside delta-rs: it would rebase the files but not the metadata.
             delta.create_write_transaction(
-                [_add_action(file) for file in files],
+                [*map(_add_action, wanted.add), *map(_remove_action, wanted.remove)],
                 "append",
-                Schema.from_arrow(schema),
+                delta.schema(),
                 commit_properties=CommitProperties(
                     custom_metadata={METADATA_KEY: json.dumps(values, ensure_ascii=False)},
                     max_commit_retries=0,
@@ -168,6 +195,17 @@ def history(table: Store, version: int | None = None) -> Iterator[Commit]:
             yield commit
 
 
+def all_files(table: Store) -> set[str]:
+    """Paths of the data files of every version. The log is never cleaned, so it tells of all of them."""
+    found: set[str] = set()
+    for version in range(_open(table).version() + 1):
+        for line in table.read_bytes(f"_delta_log/{version:020d}.json").splitlines():
+            action = json.loads(line)
+            if "add" in action:
+                found.add(unquote(action["add"]["path"]))
+    return found
+
+
 def _add_action(file: TableFile) -> AddAction:
     return AddAction(
         path=file.path,
@@ -177,6 +215,10 @@ def _add_action(file: TableFile) -> AddAction:
         data_change=True,
         stats=json.dumps({"numRecords": file.rows}),
     )
+
+
+def _remove_action(file: TableFile) -> RemoveAction:
+    return RemoveAction(path=file.path, data_change=True, deletion_timestamp=0, size=file.size, partition_values={})
 
 
 def _open(table: Store) -> DeltaTable:

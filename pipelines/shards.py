@@ -266,7 +266,8 @@ def _footer(uri: str, path: str) -> pq.FileMetaData:
 
 
 @lru_cache(maxsize=16)
-def _label_table(uri: str, path: str) -> pa.Table:
+def read_label_file(uri: str, path: str) -> pa.Table:
+    """A whole label file. Raises CorruptShard where it differs from the digest in its name."""
     return pq.read_table(pa.BufferReader(_label_bytes(uri, path)))
 
 
@@ -288,7 +289,7 @@ def _index_table(uri: str, stem: str) -> dict[str, list[Any]]:
 
 def read_labels(ref: ShardRef) -> list[LabelRow]:
     """All label rows of a shard, in its order."""
-    return labels_from_arrow(_label_table(ref.uri, ref.label_path))
+    return labels_from_arrow(read_label_file(ref.uri, ref.label_path))
 
 
 def read_label_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
@@ -309,7 +310,7 @@ def read_row_group(
     Raises:
         CorruptShard: stored bytes differ from their digest.
     """
-    labels = _label_table(ref.shard.uri, ref.shard.label_path)
+    labels = read_label_file(ref.shard.uri, ref.shard.label_path)
     labels = labels.filter(pc.field("row_group") == ref.row_group)
     if splits is not None:
         labels = labels.filter(pc.field("split").isin(list(splits)))

@@ -1,0 +1,219 @@
+"""Changes of a label set that rewrite no image: remove images, roll back; and what differs between two versions.
+
+Each is one commit on top of the newest version, made anew where another commit was faster, so that they are safe
+beside ingests and beside each other. Older versions stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines import delta
+from pipelines.commits import DatasetVersion, describe_version, version_digest
+from pipelines.records import LabelMap
+from pipelines.references import EmptyDataset, Reference, parse_reference
+from pipelines.shards import index_path, read_label_file, shard_stem
+from pipelines.storage import Store, redact
+from pipelines.versions import Dataset, open_dataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """What the second of two versions has otherwise than the first; image ids, sorted.
+
+    Attributes:
+        added, removed: images that only the second, only the first has.
+        relabelled: images whose annotations or split differ.
+        replaced: images of the same id with other bytes.
+        categories: whether the categories differ.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    relabelled: tuple[str, ...]
+    replaced: tuple[str, ...]
+    categories: bool
+
+    def __bool__(self) -> bool:
+        return self.categories or any((self.added, self.removed, self.relabelled, self.replaced))
+
+
+def remove_images(reference: str, image_ids: Collection[str]) -> DatasetVersion:
+    """A new version of a label set without some images. Label files are rewritten, image files are not touched.
+
+    Args:
+        reference: ``URI`` or ``URI@labels/<set>``; the newest version is changed.
+        image_ids: to leave out; all must be in the newest version.
+    Raises:
+        ValueError: one of them is not in the label set, or the reference names a version that is not the newest.
+        EmptyDataset: not one image would be left.
+    """
+    wanted = parse_reference(reference)
+    store = Store.open(wanted.uri)
+    ids = sorted(set(image_ids))
+
+    def change(before: delta.Snapshot) -> delta.Change:
+        _check_newest(wanted, before)
+        add, remove, left = [], [], set(ids)
+        for file in before.files:
+            path = f"labels/{wanted.label_set}/{file.path}"
+            table = read_label_file(store.uri, path)
+            gone = pc.is_in(table["image_id"], value_set=pa.array(ids, pa.string()))
+            found = table.filter(gone)["image_id"].to_pylist()
+            if not found:
+                continue
+            left -= set(found)
+            remove.append(file)
+            kept = table.filter(pc.invert(gone))
+            if kept.num_rows:
+                add.append(_write_label_file(store, wanted.label_set, file.path, kept))
+        if left:
+            raise ValueError(
+                f"{redact(str(wanted))} has no image {sorted(left)[0]!r} ({len(left)} of {len(ids)} missing)"
+            )
+        gone_paths = {file.path for file in remove}
+        files = [file for file in before.files if file.path not in gone_paths] + add
+        done = {"operation": "remove", "images": len(ids), "from_version": before.version}
+        metadata = _metadata(store, wanted.label_set, before.metadata, files, done)
+        return delta.Change(add=tuple(add), remove=tuple(remove), metadata=metadata)
+
+    return _commit(store, wanted, change)
+
+
+def roll_back(reference: str) -> DatasetVersion:
+    """A new version equal to an older one, which ``reference`` names: ``URI@labels/<set>:<version>``.
+
+    Raises:
+        ValueError: no version is named.
+        DatasetNotFound: there is none of that number.
+    """
+    wanted = parse_reference(reference)
+    if wanted.version is None:
+        raise ValueError(f"{reference!r} names no version to go back to; write URI@labels/<set>:<version>")
+    open_dataset(wanted)
+    store = Store.open(wanted.uri)
+    old = delta.open_snapshot(store.sub("labels", wanted.label_set), wanted.version)
+    missing = [f.path for f in old.files if not store.exists(f"labels/{wanted.label_set}/{f.path}")]
+    if missing:
+        raise ValueError(f"{redact(reference)} cannot be gone back to: {missing[0]} was vacuumed")
+
+    def change(before: delta.Snapshot) -> delta.Change:
+        now, then = ({f.path: f for f in snapshot.files} for snapshot in (before, old))
+        done = {"operation": "roll back", "to_version": old.version, "from_version": before.version}
+        return delta.Change(
+            add=tuple(then[path] for path in sorted(then.keys() - now.keys())),
+            remove=tuple(now[path] for path in sorted(now.keys() - then.keys())),
+            metadata={**old.metadata, "images_version": before.metadata["images_version"], "revision": done},
+        )
+
+    return _commit(store, wanted, change)
+
+
+def diff(first: str, second: str) -> Difference:
+    """What the second version has otherwise than the first. Files that both have are not read."""
+    one, other = open_dataset(first), open_dataset(second)
+    same = {s.label_path.rsplit("/", 1)[-1] for s in one.shards} & {
+        s.label_path.rsplit("/", 1)[-1] for s in other.shards
+    }
+    old, new = (_labels_by_id(dataset, same) for dataset in (one, other))
+    both = old.keys() & new.keys()
+    # An image in an untouched file of both is in neither table; one that moved between shards is compared by bytes.
+    moved = sorted(i for i in both if old[i].stem != new[i].stem)
+    before, after = (_hashes(dataset, labels, moved) for dataset, labels in ((one, old), (other, new)))
+    return Difference(
+        added=tuple(sorted(new.keys() - old.keys())),
+        removed=tuple(sorted(old.keys() - new.keys())),
+        relabelled=tuple(sorted(i for i in both if old[i].digest != new[i].digest)),
+        replaced=tuple(i for i in moved if before[i] != after[i]),
+        categories=one.label_map.digest != other.label_map.digest,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    stem: str
+    row: int
+    digest: str
+
+
+def _labels_by_id(dataset: Dataset, skip: Collection[str]) -> dict[str, _Label]:
+    labels = {}
+    for shard in dataset.shards:
+        if shard.label_path.rsplit("/", 1)[-1] in skip:
+            continue
+        for values in read_label_file(shard.uri, shard.label_path).to_pylist():
+            row, image_id = values.pop("row"), values.pop("image_id")
+            del values["row_group"]
+            digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+            labels[image_id] = _Label(shard_stem(shard.image_path), row, digest)
+    return labels
+
+
+def _hashes(dataset: Dataset, labels: Mapping[str, _Label], image_ids: Collection[str]) -> dict[str, str]:
+    """sha256 by image id, from the byte-offset indexes."""
+    store = Store.open(dataset.uri)
+    found: dict[str, str] = {}
+    for stem in {labels[i].stem for i in image_ids}:
+        table = pq.read_table(pa.BufferReader(store.read_bytes(index_path(stem))), columns=["image_id", "sha256"])
+        found |= dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    return {i: found[i] for i in image_ids}
+
+
+def _check_newest(wanted: Reference, before: delta.Snapshot) -> None:
+    if wanted.version not in (None, before.version):
+        raise ValueError(
+            f"{redact(str(wanted))} is not the newest version, which is {before.version}; leave the version out, "
+            "or roll back first"
+        )
+
+
+def _write_label_file(store: Store, label_set: str, old_name: str, table: pa.Table) -> delta.TableFile:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_index=True)
+    content = bytes(sink.getvalue())
+    *front, _, suffix = old_name.split(".")
+    name = ".".join([*front, hashlib.sha256(content).hexdigest()[:32], suffix])
+    store.write_bytes(f"labels/{label_set}/{name}", content)
+    return delta.TableFile(path=name, size=len(content), rows=table.num_rows)
+
+
+def _metadata(
+    store: Store, label_set: str, old: Mapping[str, Any], files: list[delta.TableFile], done: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The counts of the files that remain; what the ledger says of past plans stays."""
+    if not files:
+        raise EmptyDataset(f"not one image would be left in {redact(store.uri)}, label set {label_set!r}")
+    splits: dict[str, int] = {}
+    objects = 0
+    for file in files:
+        table = read_label_file(store.uri, f"labels/{label_set}/{file.path}")
+        objects += pc.sum(pc.list_value_length(pc.struct_field(table["objects"], "id"))).as_py() or 0
+        for split in table["split"].to_pylist():
+            splits[split] = splits.get(split, 0) + 1
+    paths = sorted(f"labels/{label_set}/{file.path}" for file in files)
+    return {
+        **old,
+        "digest": version_digest(LabelMap.from_json(old["categories"]), paths, label_set),
+        "num_images": sum(splits.values()),
+        "num_objects": objects,
+        "splits": splits,
+        "revision": dict(done),
+    }
+
+
+def _commit(store: Store, wanted: Reference, change: Any) -> DatasetVersion:
+    open_dataset(Reference(uri=wanted.uri, label_set=wanted.label_set))
+    # Asked for twice, a change is made twice: the id only tells a lost answer from a lost race.
+    version, _ = delta.commit_change(
+        store.sub("labels", wanted.label_set), change, transaction_id=f"revision-{uuid.uuid4().hex}"
+    )
+    return describe_version(store.uri, wanted.label_set, version, found=False)
