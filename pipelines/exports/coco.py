@@ -55,8 +55,8 @@ def export_coco(
         raise EmptyDataset(f"{opened.reference} has no split {unknown}; it has {sorted(opened.splits)}")
     files, num_images, num_objects = {}, 0, 0
     for split in wanted:
-        found = list(_rows(opened, split))
-        document = _document(opened, split, found)
+        found = list(coco_rows(opened, split))
+        document = coco_document(opened, split, found)
         path = f"annotations/instances_{split or 'all'}.json"
         store.write_bytes(path, json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
         files[split] = store.join(path)
@@ -64,11 +64,11 @@ def export_coco(
         num_objects += len(document["annotations"])
         if images:
             for row, shard, values in found:
-                store.write_bytes(f"{split or 'all'}/{_file_name(row, values)}", read_image(shard, row.row))
+                store.write_bytes(f"{split or 'all'}/{coco_file_name(row, values)}", read_image(shard, row.row))
     return CocoExport(files=files, num_images=num_images, num_objects=num_objects)
 
 
-def _rows(dataset: Dataset, split: str) -> Iterator[tuple[LabelRow, ShardRef, dict[str, Any]]]:
+def coco_rows(dataset: Dataset, split: str) -> Iterator[tuple[LabelRow, ShardRef, dict[str, Any]]]:
     """Label rows of a split with their image's own columns, image bytes untouched."""
     for shard in dataset.shards:
         rows = [row for row in read_labels(shard) if row.split == split]
@@ -79,9 +79,10 @@ def _rows(dataset: Dataset, split: str) -> Iterator[tuple[LabelRow, ShardRef, di
             yield row, shard, {name: values[row.row] for name, values in columns.items()}
 
 
-def _document(
+def coco_document(
     dataset: Dataset, split: str, found: Sequence[tuple[LabelRow, ShardRef, dict[str, Any]]]
 ) -> dict[str, Any]:
+    """One split as a COCO document, of all its rows."""
     # The source's own id is kept apart where two splits of it numbered their images alike.
     ids = [load_json(values["extra"]).get("id", row.coco_image_id) for row, _, values in found]
     if len(set(ids)) < len(ids) or min(ids, default=0) < 0:
@@ -109,20 +110,25 @@ def _about(dataset: Dataset, split: str) -> dict[str, Any]:
     """``info`` and ``licenses`` of the newest COCO ingest that had this split."""
     for commit in dataset.history():
         found = commit.metadata.get("provenance", {})
-        if found.get("source") == "coco" and split in found["about"]:
+        if found.get("source") in ("coco", "lvis") and split in found["about"]:
             return dict(found["about"][split])
     return {}
 
 
 def _image_to_json(image_id: int, row: LabelRow, values: dict[str, Any]) -> dict[str, Any]:
     extra = load_json(values["extra"])
-    known = {"id": image_id, "width": row.width, "height": row.height, "file_name": _file_name(row, values)}
+    known = {"id": image_id, "width": row.width, "height": row.height, "file_name": coco_file_name(row, values)}
     if "coco_url" not in extra and values["url"]:
         known["coco_url"] = values["url"]
     return {**extra, **known}
 
 
-def _file_name(row: LabelRow, values: dict[str, Any]) -> str:
+def coco_file_name(row: LabelRow, values: dict[str, Any]) -> str:
+    """Path of an image below its split's folder.
+
+    Raises:
+        ValueError: it leads out of there.
+    """
     name = str(load_json(values["extra"]).get("file_name", row.image_id))
     if name.startswith("/") or ".." in name.split("/"):
         raise ValueError(f"image {row.image_id!r} has the file name {name!r}, which leaves the export's folder")

@@ -125,6 +125,7 @@ SOURCES: dict[str, str] = {
     "panoptic": "pipelines.sources.panoptic:PanopticSource.open",
     "webdataset": "pipelines.sources.webdataset:WebDatasetSource.open",
     "url_list": "pipelines.sources.url_list:UrlListSource.open",
+    "resplit": "pipelines.sources.resplit:ResplitSource.open",
     "archive": "pipelines.sources.archive:ArchiveSource.open",
 }
 

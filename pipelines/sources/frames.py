@@ -96,3 +96,8 @@ def drawn_on(annotations: Annotations, shown: tuple[int, int] | None, record: Im
         )
     fractions = to_pixels(annotations, 1 / upright[0], 1 / upright[1])
     return to_pixels(upright_to_stored(fractions, record.exif_orientation), width, height)
+
+
+def stored_to_upright(annotations: Annotations, orientation: int) -> Annotations:
+    """The inverse of ``upright_to_stored``: what a viewer shows. Every turn but a quarter is its own inverse."""
+    return upright_to_stored(annotations, {6: 8, 8: 6}.get(orientation, orientation))
