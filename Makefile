@@ -33,9 +33,9 @@ check: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q tests/unit/flows/test_docs.py
 
 bench: $(VENV)/dev.stamp
-	@test -f "tests/benchmarks/$(NAME).py" || { \
+	@test -f "tests/benchmarks/$(subst -,_,$(NAME)).py" || { \
 	  echo "make bench NAME=<name>, one of:" $$(cd tests/benchmarks && ls *.py | sed 's/\.py$$//') >&2; exit 2; }
-	$(BIN)/python -m tests.benchmarks.$(NAME) $(ARGS)
+	$(BIN)/python -m tests.benchmarks.$(subst -,_,$(NAME)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo-out bench-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

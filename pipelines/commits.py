@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -230,5 +231,10 @@ def _image_ids(uri: str, label_set: str, label_paths: Sequence[str]) -> set[str]
         for p in label_paths
     ]
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = pool.map(lambda ref: read_label_columns(ref, ["image_id"])["image_id"].to_pylist(), refs)
-        return {image_id for ids in tables for image_id in ids}
+        return set().union(*pool.map(_ids_of, refs))
+
+
+# A commit that loses races asks again each time; files never change, so only those of the winners are new to it.
+@lru_cache(maxsize=512)
+def _ids_of(ref: ShardRef) -> frozenset[str]:
+    return frozenset(read_label_columns(ref, ["image_id"])["image_id"].to_pylist())
