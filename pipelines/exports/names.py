@@ -24,7 +24,7 @@ def safe_names(
 
     Args:
         image_ids: unique.
-        flat: join folders and name with ``__`` instead.
+        flat: join folders and name with ``__`` instead, spaces become ``_``: such names are words in lists.
         by_stem: no two paths are equal without their suffix either: each image gets a text file beside it.
         without: folders to leave out wherever they occur.
     """
@@ -34,7 +34,7 @@ def safe_names(
     names = {}
     for image_id, found in parts.items():
         own = found[shared:]
-        path = "__".join(own) if flat else "/".join(own)
+        path = re.sub(r"\s", "_", "__".join(own)) if flat else "/".join(own)
         stem, suffix = _split_suffix(path)
         names[image_id] = taken.add(stem, suffix)
     return names

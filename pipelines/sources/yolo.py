@@ -79,8 +79,15 @@ class YoloSource:
 
     @cached_property
     def _places(self) -> list[tuple[str, str]]:
-        """(split, URI of a folder or a list of images); a folder that is not there is an error."""
-        return [(s, _find_place(self.config.root, self.uri, p)) for s in self.splits for p in self.config.places[s]]
+        """(split, URI of a folder or a list of images); a folder that is not there is an error.
+
+        Trainers insist on a `val`, so that many a file names the folder of `train` again: it is read once.
+        """
+        found: dict[str, str] = {}
+        for split in self.splits:
+            for path in self.config.places[split]:
+                found.setdefault(_find_place(self.config.root, self.uri, path), split)
+        return [(split, place) for place, split in found.items()]
 
     def inputs(self) -> Iterator[FileStat]:
         yield _stat(self.uri)
