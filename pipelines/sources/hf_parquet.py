@@ -29,6 +29,7 @@ BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xyxy_relative", "cxcywh_relative"
 _CATEGORY_FIELDS = ("category", "category_id", "categories", "label", "labels", "class")
 _BOX_FIELDS = ("bbox", "bboxes", "box", "boxes")
 _KNOWN = frozenset({"id", "area", "iscrowd", "is_crowd", *_CATEGORY_FIELDS, *_BOX_FIELDS})
+_OURS = ("width", "height")
 _SHARD = re.compile(r"(?P<split>[A-Za-z_]+?)[-_.]\d+[-_]of[-_]\d+")
 
 
@@ -117,7 +118,7 @@ class HfParquetSource:
         place = iter(paths)
         for number, file in enumerate(self.files):
             split = _guess_split(file) if self.split is None else self.split
-            for group, row, objects, size in self._rows(file):
+            for group, row, objects, extra, size in self._rows(file):
                 path = next(place)
                 unnamed = f"{file.rsplit('/', 1)[-1].removesuffix('.parquet')}/{group}-{row}"
                 yield SourceItem(
@@ -127,6 +128,7 @@ class HfParquetSource:
                     split=split,
                     annotations=None if objects is None else gather([self._drawn(o, ids) for o in objects]),
                     payload={"file": number, "group": group, "row": row},
+                    extra=extra,
                 )
 
     def _drawn(self, values: Mapping[str, Any], ids: Mapping[Any, int]) -> Drawn:
@@ -178,21 +180,22 @@ class HfParquetSource:
             else:
                 yield from [None] * opened.metadata.row_group(group).num_rows
 
-    def _rows(self, file: str) -> Iterator[tuple[int, int, list[dict[str, Any]] | None, int]]:
-        """(row group, row in it, objects, bytes to expect)."""
+    def _rows(self, file: str) -> Iterator[tuple[int, int, list[dict[str, Any]] | None, dict[str, Any], int]]:
+        """(row group, row in it, objects, plain values of other columns, bytes to expect)."""
         opened = _open(file)
+        has_objects = self.objects_column in opened.schema_arrow.names
+        plain = [f.name for f in opened.schema_arrow if _is_plain_type(f.type) and f.name not in _OURS]
         for group in range(opened.num_row_groups):
             metadata = opened.metadata.row_group(group)
             size = metadata.total_byte_size // max(1, metadata.num_rows)
-            if self.objects_column not in opened.schema_arrow.names:
-                yield from ((group, row, None, size) for row in range(metadata.num_rows))
-                continue
-            column = opened.read_row_group(group, columns=[self.objects_column]).column(0)
-            for row, value in enumerate(column.to_pylist()):
-                yield group, row, _objects(value), size
+            table = opened.read_row_group(group, columns=[*plain, *([self.objects_column] if has_objects else [])])
+            values = table.to_pylist() if table.num_columns else [{}] * metadata.num_rows
+            for row, value in enumerate(values):
+                objects = _objects(value.pop(self.objects_column, None))
+                yield group, row, objects, {k: v for k, v in value.items() if _is_plain(v)}, size
 
     def _object_rows(self, file: str) -> Iterator[list[dict[str, Any]]]:
-        yield from (objects or [] for _, _, objects, _ in self._rows(file))
+        yield from (objects or [] for _, _, objects, _, _ in self._rows(file))
 
 
 class _RowGroups:
@@ -307,6 +310,11 @@ def _to_xywh(box: Any, format_: BoxFormat) -> Box:
             return (a - c / 2, b - d / 2, c, d)
         case _:
             return (a, b, c, d)
+
+
+def _is_plain_type(kind: pa.DataType) -> bool:
+    types = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)
+    return any(check(kind) for check in types)
 
 
 def _is_plain(value: Any) -> bool:

@@ -228,6 +228,8 @@ def segment_masks(ids: NDArray[np.int64]) -> dict[int, Rle]:
         # Background and foreground in turn: from the end of one run of this id to the start of its next.
         edges = np.stack([starts[runs], ends[runs]], axis=1).reshape(-1)
         counts = np.diff(np.concatenate([[0], edges, [len(flat)]])).tolist()
+        if counts[-1] == 0:  # the last run is never empty in COCO's own encoder
+            counts.pop()
         rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         found[int(values[runs[0]])] = Rle(size=(height, width), counts=rle["counts"].decode())
     return found
