@@ -166,13 +166,13 @@ def _as_job(step: str, config: Strict, progress: Progress | None) -> Result:
     )
 
 
-def run_marked(step: str, config_json: str) -> int:
+def run_marked(step: str, config_json: str, attempt: str) -> int:
     """Runs a stage inside a Ray Job; progress, result or error go to standard output as marked lines."""
     from flows.errors import describe, is_bad_input
-    from workers.jobs_client import ERROR, PROGRESS, RESULT
+    from workers.jobs_client import ERROR, PROGRESS, RESULT, marked_line
 
     def tell(mark: str, what: Mapping[str, Any]) -> None:
-        print(mark + json.dumps(what), flush=True)
+        print(marked_line(mark, attempt, what), flush=True)
 
     def progress(stage: str, done: int, total: int, **numbers: float) -> None:
         tell(PROGRESS, {"stage": stage, "done": done, "total": total, **numbers})

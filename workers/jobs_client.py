@@ -1,6 +1,7 @@
 """Running a command as a Ray Job on a cluster that is only reached through its dashboard's address.
 
-The job's standard output carries three kinds of marked lines back: progress, its result, its error.
+The job's standard output carries three kinds of marked lines back: progress, its result, its error. Ray appends the
+output of a job to that of an earlier one of the same id, so each line also names the attempt that it belongs to.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-PROGRESS, RESULT, ERROR = "BOXMILL_PROGRESS ", "BOXMILL_RESULT ", "BOXMILL_ERROR "
+PROGRESS, RESULT, ERROR = "BOXMILL_PROGRESS", "BOXMILL_RESULT", "BOXMILL_ERROR"
 _POLL_SECONDS = 1.0
 
 
@@ -36,7 +38,8 @@ def submit_job(
 
     Args:
         address: of the cluster's dashboard, ``http://host:8265``.
-        command: the program and its arguments; it prints one ``RESULT`` or ``ERROR`` line.
+        command: the program and its arguments, to which the attempt's name is appended; it prints one ``RESULT`` or
+            ``ERROR`` line, see ``marked_line``.
         submission_id: names the job; derive it from what the job does.
         working_dir: local folder sent along (what its .gitignore names is left out); None for what the cluster has
             installed.
@@ -47,7 +50,7 @@ def submit_job(
         ValueError: the cluster does not answer, or the job says that its input is wrong.
         JobFailed: anything else that ended it.
     """
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.job_submission import JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
@@ -56,26 +59,30 @@ def submit_job(
             f"no Ray dashboard answers at {address!r}: {error}. Give the address that `ray start --head` prints, and "
             "the RAY_AUTH_MODE (and token) of the cluster"
         ) from error
-    if not _is_running(client, submission_id):
+    attempt = _running_attempt(client, submission_id)
+    if attempt is None:
+        attempt = uuid4().hex
         # Credentials and endpoints are not sent: a job's runtime_env is shown to everybody on the dashboard. The
         # nodes have them in their own environment.
         client.submit_job(
-            entrypoint=shlex.join(command),
+            entrypoint=shlex.join([*command, attempt]),
             submission_id=submission_id,
+            metadata={"attempt": attempt},
             runtime_env={"working_dir": working_dir} if working_dir else {},
         )
     seen = 0
     while True:
         # The status first: what was logged before the end is then complete.
         status = client.get_job_status(submission_id)
-        lines = client.get_job_logs(submission_id).splitlines()
-        ended = status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+        log = client.get_job_logs(submission_id)
+        lines = log[: log.rfind("\n") + 1].splitlines()  # A line that is still being written waits.
         if progress is not None:
-            for told in _marked(lines[seen:], PROGRESS):
+            for told in _marked(lines[seen:], PROGRESS, attempt):
                 progress(told.pop("stage"), told.pop("done"), told.pop("total"), **told)
-            seen = max(0, len(lines) - 1)  # The last line may be half written.
-        if ended:
-            return _outcome(lines, submission_id, str(status), client.get_job_info(submission_id).message)
+            seen = len(lines)
+        if status.is_terminal():
+            message = client.get_job_info(submission_id).message
+            return _outcome(lines, attempt, f"Ray Job {submission_id}", f"{status} ({message})")
         time.sleep(_POLL_SECONDS)
 
 
@@ -85,28 +92,35 @@ def source_root() -> str | None:
     return os.fspath(root) if (root / "pyproject.toml").exists() else None
 
 
-def _is_running(client: Any, submission_id: str) -> bool:
+def marked_line(mark: str, attempt: str, what: Mapping[str, Any]) -> str:
+    """A line for ``submit_job`` to read in the output of a job."""
+    return f"{mark} {attempt} {json.dumps(what)}"
+
+
+def _running_attempt(client: Any, submission_id: str) -> str | None:
+    """The attempt of a job that has not ended; a job that has is removed, as its id can be used once at a time."""
     known = {job.submission_id: job for job in client.list_jobs()}
     if submission_id not in known:
-        return False
+        return None
     if not known[submission_id].status.is_terminal():
-        return True
+        return str(known[submission_id].metadata["attempt"])
     client.delete_job(submission_id)
-    return False
+    return None
 
 
-def _outcome(lines: Sequence[str], submission_id: str, status: str, message: str | None) -> dict[str, Any]:
-    for result in _marked(lines, RESULT):
+def _outcome(lines: Sequence[str], attempt: str, job: str, ending: str) -> dict[str, Any]:
+    for result in _marked(lines, RESULT, attempt):
         return result
-    for error in _marked(lines, ERROR):
+    for error in _marked(lines, ERROR, attempt):
         if error["bad_input"]:
             raise ValueError(error["message"])
-        raise JobFailed(f"Ray Job {submission_id}: {error['message']}")
+        raise JobFailed(f"{job}: {error['message']}")
     tail = "\n".join(lines[-20:])
-    raise JobFailed(f"Ray Job {submission_id} ended as {status} without a result ({message}); its last lines:\n{tail}")
+    raise JobFailed(f"{job} ended as {ending} without a result; its last lines:\n{tail}")
 
 
-def _marked(lines: Sequence[str], mark: str) -> Iterator[dict[str, Any]]:
+def _marked(lines: Sequence[str], mark: str, attempt: str) -> Iterator[dict[str, Any]]:
+    start = f"{mark} {attempt} "
     for line in lines:
-        if line.startswith(mark):
-            yield json.loads(line[len(mark) :])
+        if line.startswith(start):
+            yield json.loads(line[len(start) :])

@@ -235,8 +235,8 @@ def _metric(value: float | None) -> str:
     return "no truth to measure on" if value is None else f"{value:.3f}"
 
 
-def step(name: str, config_json: str) -> None:
+def step(name: str, config_json: str, attempt: str) -> None:
     """What a Ray Job runs: one stage, told in marked lines."""
     from flows.steps import run_marked
 
-    raise typer.Exit(run_marked(name, config_json))
+    raise typer.Exit(run_marked(name, config_json, attempt))
