@@ -34,11 +34,15 @@ class BrokenTar(ValueError):
 
 @dataclass(slots=True, kw_only=True)
 class _Sample:
-    """The files of one key: images as (name, offset, size), sidecars by their suffix."""
+    """The files of one key: images as (name, offset, size), sidecars by their suffix.
+
+    ``others`` are pictures with a suffix of two parts, like ``.seg.png``: of the sample, but not its image.
+    """
 
     key: str
     images: list[tuple[str, int, int]] = field(default_factory=list)
     sidecars: dict[str, bytes] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -115,6 +119,8 @@ class WebDatasetSource:
     def _items(self, tar: str, sample: _Sample, ids: Mapping[str, int]) -> Iterator[SourceItem | LedgerEntry]:
         for name, reason in sample.refused:
             yield _entry("quarantined", "refused member of a tar", f"{_stem(tar)}/{name}", reason)
+        for name in sample.others:
+            yield _entry("dropped", "picture that is not the sample's image", f"{_stem(tar)}/{name}", redact(tar))
         values = _json(sample)
         objects = _objects(values)
         if isinstance(values, _BadJson):
@@ -204,7 +210,7 @@ def _samples(tar: str) -> Iterator[_Sample]:
 
 
 def _given(sample: _Sample) -> Iterator[_Sample]:
-    if sample.images or sample.sidecars or sample.refused:
+    if sample.images or sample.sidecars or sample.others or sample.refused:
         yield sample
 
 
@@ -219,6 +225,8 @@ def _add(sample: _Sample, entry: tarfile.TarInfo, name: str, suffix: str, opened
         fault = f"it has {entry.size} bytes; at most {limit} are read"
     if fault is not None:
         sample.refused.append((name, fault))
+    elif is_image and "." in suffix:
+        sample.others.append(name)
     elif is_image:
         sample.images.append((name, entry.offset_data, entry.size))
     elif kind is not None:
