@@ -6,8 +6,6 @@ workers.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,18 +13,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipelines.checks import BadImage
 from pipelines.ledger import LedgerEntry
 from pipelines.records import Annotations, FloatArray, ImageRecord, LabelMap, Rle
 from pipelines.sources import SourceItem, read_item, record_from_bytes
 from pipelines.sources.coco_objects import parse_annotations, parse_categories
 from pipelines.sources.json_stream import stream_object
 from pipelines.sources.listing import ImageFolder, check_file, find_folder, list_images, stat_uri
+from pipelines.sources.mask_png import read_mask_png, segment_masks
 from pipelines.sources.staging import Staging, staging
-from pipelines.storage import FileStat, read_uri, redact, split_uri
+from pipelines.storage import FileStat, redact, split_uri
 
 _ARRAYS = ("images", "annotations", "categories")
 
@@ -165,7 +162,7 @@ class PanopticSource:
         record = record_from_bytes(item, read_item(item))
         if item.annotations is None or item.payload["mask"] is None:
             return record
-        ids = _read_png(item.payload["mask"], (record.height, record.width))
+        ids = _read_ids(item.payload["mask"], (record.height, record.width))
         masks = segment_masks(ids)
         unlisted = set(masks) - {0} - set(item.annotations.ids.tolist())
         extra = {**item.extra, "unlisted_segments": sorted(unlisted)} if unlisted else item.extra
@@ -191,48 +188,11 @@ def _refused(reason: str, image_id: str, detail: str, segments: int) -> LedgerEn
     )
 
 
-def _read_png(uri: str, size: tuple[int, int]) -> NDArray[np.int64]:
-    """(H, W) segment ids.
-
-    Raises:
-        BadImage: no PNG of the image's size.
-    """
-    try:
-        content = read_uri(uri)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
-                if (opened.height, opened.width) != size:
-                    raise BadImage(
-                        f"{redact(uri)} has {opened.width}x{opened.height} pixels, its image {size[1]}x{size[0]}"
-                    )
-                colours = np.asarray(opened.convert("RGB"), np.int64)
-    except BadImage:
-        raise
-    except Exception as error:  # Pillow raises whatever its parsers meet in hostile bytes
-        raise BadImage(f"panoptic PNG {redact(uri)} cannot be read: {type(error).__name__}: {error}") from None
+def _read_ids(uri: str, size: tuple[int, int]) -> NDArray[np.int64]:
+    """(H, W) segment ids; raises BadImage."""
+    colours = read_mask_png(uri, size, mode="RGB")
     ids: NDArray[np.int64] = colours @ np.array([1, 256, 256**2], np.int64)
     return ids
-
-
-def segment_masks(ids: NDArray[np.int64]) -> dict[int, Rle]:
-    """The mask of every id in a (H, W) map, all in one pass over its column-major runs."""
-    height, width = ids.shape
-    flat = ids.reshape(-1, order="F")
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
-    ends = np.concatenate([starts[1:], [len(flat)]])
-    values = flat[starts]
-    order = np.argsort(values, kind="stable")
-    found = {}
-    for runs in np.split(order, np.flatnonzero(np.diff(values[order])) + 1):
-        # Background and foreground in turn: from the end of one run of this id to the start of its next.
-        edges = np.stack([starts[runs], ends[runs]], axis=1).reshape(-1)
-        counts = np.diff(np.concatenate([[0], edges, [len(flat)]])).tolist()
-        if counts[-1] == 0:  # the last run is never empty in COCO's own encoder
-            counts.pop()
-        rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        found[int(values[runs[0]])] = Rle(size=(height, width), counts=rle["counts"].decode())
-    return found
 
 
 def _with_masks(annotations: Annotations, masks: Mapping[int, Rle]) -> Annotations:

@@ -3,7 +3,8 @@
 Boxes: VOC counts pixels from 1 and includes both ends, so ``x = xmin - 1``, ``w = xmax - xmin + 1`` (likewise y, h),
 clipped to the image. A box with xmax <= xmin or ymax <= ymin is a slip of the annotator's mouse, not one pixel wide:
 it gets no area and the checks drop it. ``difficult``, ``truncated``, ``occluded`` and ``pose`` become attributes;
-a difficult object is an object, not a crowd.
+a difficult object is an object, not a crowd. ``part`` (of a person layout) and ``actions`` become attributes too.
+Where ``SegmentationObject`` has a PNG of the image, its objects get their masks: index n is the n-th object.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from defusedxml.ElementTree import fromstring
 from pipelines.ledger import LedgerEntry
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
+from pipelines.sources.voc_masks import MASKS, with_masks
 from pipelines.storage import FileStat, Store, absolute, redact
 
 _MAIN_SPLITS = ("train", "val", "test", "trainval")
@@ -106,12 +108,13 @@ class VocSource:
         return LabelMap(categories=tuple(Category(category_id=i, name=n) for i, n in enumerate(names, start=1)))
 
     def inputs(self) -> Iterator[FileStat]:
-        for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        for folder in ("Annotations", "ImageSets/Main", "JPEGImages", MASKS):
             for stat in self.store.list_files(folder):
                 yield FileStat(path=self.store.join(stat.path), size=stat.size, etag=stat.etag)
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
         images = {_stem(stat.path): stat for stat in self.store.list_files("JPEGImages")}
+        masks = {_stem(stat.path): stat.path for stat in self.store.list_files(MASKS) if stat.path.endswith(".png")}
         with_xml = {_stem(stat.path) for stat in self.store.list_files("Annotations") if stat.path.endswith(".xml")}
         ids = {c.name: c.category_id for c in self.label_map.categories}
         names = self._names(list(images))
@@ -121,7 +124,10 @@ class VocSource:
             while window := list(islice(names, _WINDOW)):
                 read = pool.map(lambda pair: self._read(pair[1], pair[1] in with_xml), window)
                 for (split, name), found in zip(window, read, strict=True):
-                    yield self._item(split, name, found, images.get(name), ids, taken)
+                    item = self._item(split, name, found, images.get(name), ids, taken)
+                    if isinstance(item, SourceItem) and item.annotations is not None and name in masks:
+                        item = replace(item, payload={"mask": self.store.join(masks[name])})
+                    yield item
 
     def _names(self, stems: list[str]) -> Iterator[tuple[str, str]]:
         for split in self.splits:
@@ -188,7 +194,8 @@ class VocSource:
             yield from pool.map(read, files)
 
     def load(self, item: SourceItem) -> ImageRecord:
-        return record_from_bytes(item, read_item(item))
+        record = record_from_bytes(item, read_item(item))
+        return with_masks(record, item.payload["mask"]) if "mask" in item.payload else record
 
 
 def parse_voc(content: bytes) -> VocFile:
@@ -221,9 +228,26 @@ def _object(element: Element) -> VocObject:
         value = _number(element, flag)
         if not math.isnan(value):
             attributes[flag] = int(value)
-    corners = tuple(_number(element, f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax"))
-    name = (element.findtext("name") or "").strip()
-    return VocObject(name=name, corners=corners, attributes=attributes)  # type: ignore[arg-type]
+    parts = [{"name": _name(part), "bbox": _box_or_none(part)} for part in element.iterfind("part")]
+    actions = [a.tag for a in element.iterfind("actions/*") if (a.text or "").strip() == "1"]
+    attributes |= ({"parts": parts} if parts else {}) | ({"actions": actions} if actions else {})
+    return VocObject(name=_name(element), corners=_corners(element), attributes=attributes)
+
+
+def _name(element: Element) -> str:
+    return (element.findtext("name") or "").strip()
+
+
+def _corners(element: Element) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (_number(element, f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax"))
+    return (x0, y0, x1, y1)
+
+
+def _box_or_none(element: Element) -> list[float] | None:
+    """xywh in pixels, counted from 0; None where it is unreadable."""
+    x0, y0, x1, y1 = _corners(element)
+    box = [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]
+    return box if all(map(math.isfinite, box)) else None
 
 
 def _number(element: Element, path: str) -> float:

@@ -28,7 +28,7 @@ from pipelines.sources.drawn import (
 )
 from pipelines.sources.frames import stored_to_upright, upright_to_stored
 from pipelines.sources.label_studio_brush import BadBrush, decode_brush, encode_brush
-from pipelines.sources.panoptic import segment_masks
+from pipelines.sources.mask_png import segment_masks
 from pipelines.sources.yolo_labels import parse_labels
 
 masks = arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
