@@ -13,12 +13,13 @@ import numpy as np
 
 from pipelines.exports.walk import ExportImage, ExportReport, Losses, count_losses, open_export, walk, write_files
 from pipelines.exports.xml_text import xml_text
-from pipelines.records import Annotations, Category, LabelMap
-from pipelines.sources.drawn import box_of_mask, decode_mask, to_pixels
+from pipelines.records import Annotations, Category, FloatArray, LabelMap
+from pipelines.sources.drawn import Box, box_of_mask, box_of_points, decode_mask, to_pixels
 from pipelines.sources.frames import stored_to_upright
 from pipelines.storage import Store
 from pipelines.versions import Dataset
 
+_SAME_BOX = 1.0  # pixels
 _OWN = ("occluded", "source", "z_order", "group_id")
 
 
@@ -27,9 +28,9 @@ def export_cvat(
 ) -> ExportReport:
     """Write a dataset version for CVAT.
 
-    An object with keypoints of a category with named ones becomes a skeleton, one with an RLE a mask, one with
-    polygons a polygon each, any other a box. Images that nobody has looked at have no shapes, which CVAT cannot tell
-    from empty ones.
+    An object with keypoints that span a box becomes a skeleton (CVAT's have no other box), one with an RLE a mask,
+    one with polygons a polygon each, any other a box. Images that nobody has looked at have no shapes, which CVAT
+    cannot tell from empty ones.
 
     Args:
         dataset: a reference, or an opened dataset.
@@ -112,9 +113,13 @@ def _shapes(found: Annotations, i: int, category: Category, image: ExportImage, 
     children = "".join(f"<attribute name={_quoted(k)}>{escape(xml_text(str(v)))}</attribute>" for k, v in own.items())
     keypoints, rle, polygons = found.keypoints[i], found.rles[i], found.polygons[i]
     object_id = int(found.ids[i])
-    if keypoints is not None and len(keypoints) == len(category.keypoints) > 0:
+    hull = _hull(keypoints)
+    named = keypoints is not None and len(keypoints) == len(category.keypoints) > 0
+    if named and keypoints is not None and hull is not None:
         if polygons or rle is not None:
             losses.add("mask of an object with keypoints", image.image_id, object_id)
+        if np.abs(np.subtract(hull, found.boxes_xywh[i])).max() > _SAME_BOX:
+            losses.add("box of an object with keypoints", image.image_id, object_id)
         points = "".join(
             _element(
                 "points", {"label": name, "outside": int(v == 0), "occluded": int(v == 1), "points": _points([x, y])}
@@ -122,21 +127,46 @@ def _shapes(found: Annotations, i: int, category: Category, image: ExportImage, 
             for name, (x, y, v) in zip(category.keypoints, keypoints.tolist(), strict=True)
         )
         yield _element("skeleton", common, points + children)
-    elif keypoints is not None and len(keypoints):
+    elif not named and keypoints is not None and hull is not None:
         yield _element("points", common | {"points": _points(keypoints[:, :2].reshape(-1).tolist())}, children)
-    elif rle is not None:
+    else:
+        if keypoints is not None:
+            losses.add("keypoints of an object without a skeleton", image.image_id, object_id)
+        yield from _outline(found, i, common, children, attributes, image, losses)
+
+
+def _outline(
+    found: Annotations,
+    i: int,
+    common: Mapping[str, Any],
+    children: str,
+    attributes: Mapping[str, Any],
+    image: ExportImage,
+    losses: Losses,
+) -> Iterator[str]:
+    rle, polygons = found.rles[i], found.polygons[i]
+    if rle is not None:
         mask = decode_mask(rle)
         x, y, w, h = (int(v) for v in box_of_mask(mask))
         runs = _runs(mask[y : y + h, x : x + w])
         place = {"rle": ", ".join(map(str, runs)), "left": x, "top": y, "width": w, "height": h}
-        yield _element("mask", common | place, children)
+        yield _element("mask", {**common, **place}, children)
     elif polygons:
         if len(polygons) > 1:
-            losses.add("object of several polygons became several objects", image.image_id, object_id)
+            losses.add("object of several polygons became several objects", image.image_id, int(found.ids[i]))
         for polygon in polygons:
-            yield _element("polygon", common | {"points": _points(polygon)}, children)
+            yield _element("polygon", {**common, "points": _points(polygon)}, children)
     else:
-        yield _element("box", common | _box(found.boxes_xywh[i].tolist(), attributes, image.orientation), children)
+        sides = _box(found.boxes_xywh[i].tolist(), attributes, image.orientation)
+        yield _element("box", {**common, **sides}, children)
+
+
+def _hull(keypoints: FloatArray | None) -> Box | None:
+    """The box that a skeleton's points span; None where CVAT could not have one: fewer than two points, or a line."""
+    if keypoints is None:
+        return None
+    box = box_of_points(keypoints[keypoints[:, 2] > 0, :2].reshape(-1).tolist())
+    return box if box[2] > 0 and box[3] > 0 else None
 
 
 def _box(box_xywh: list[float], attributes: Mapping[str, Any], orientation: int) -> dict[str, Any]:

@@ -117,6 +117,20 @@ def test_keypoints(tmp_path, kind, options):
         assert after.annotations.num_keypoints.tolist() == before.annotations.num_keypoints.tolist()
 
 
+def test_cvat_keeps_the_box_where_keypoints_span_none(tmp_path):
+    lone = pose_object(1).keypoints.copy()
+    lone[1:] = 0
+    nothing = np.zeros((3, 3))
+    scene = [record("a.jpg", [box_object(i, 90, keypoints=k) for i, k in enumerate((lone, nothing))])]
+    scene.append(record("b.jpg", [box_object(2, 90, keypoints=pose_object(3).keypoints)], seed=1))
+    version = commit(tmp_path / "d", scene)
+    report = find_export("cvat")(version.reference, str(tmp_path / "out"))
+    assert report.losses == {"keypoints of an object without a skeleton": 2, "box of an object with keypoints": 1}
+    _, records, entries = read_source("cvat", **READERS["cvat"](tmp_path / "out"))
+    assert not entries
+    np.testing.assert_allclose(records["a.jpg"].annotations.boxes_xywh, scene[0].annotations.boxes_xywh, atol=1e-9)
+
+
 def test_what_a_format_cannot_carry_is_counted_and_named(tmp_path):
     scene = [
         record(
