@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipelines import delta
 from pipelines.ledger import Ledger
+from pipelines.lineage import transaction_of
 from pipelines.records import LabelMap
 from pipelines.references import (
     CategoryMismatch,
@@ -130,18 +131,29 @@ def commit_labels(
 
     table = store.sub("labels", check_label_set_name(label_set))
     version, found = delta.commit_once(
-        table, [_table_file(f) for f in files], schema=schema, transaction_id=plan_id, metadata=metadata
+        table,
+        [_table_file(f) for f in files],
+        schema=schema,
+        transaction_id=_transaction_id(table, plan_id),
+        metadata=metadata,
     )
     return describe_version(store.uri, label_set, version, found=found)
 
 
 def find_version(uri: str, label_set: str, plan_id: str) -> DatasetVersion | None:
-    """The version that a plan has made, if it has."""
+    """The version that a plan has made, if it has and was not rolled back since."""
     try:
-        version = delta.find_commit(Store.open(uri).sub("labels", label_set), plan_id)
+        _, version = transaction_of(Store.open(uri).sub("labels", label_set), plan_id)
     except delta.TableNotFound:
         return None
     return None if version is None else describe_version(uri, label_set, version, found=True)
+
+
+def _transaction_id(table: Store, plan_id: str) -> str:
+    try:
+        return transaction_of(table, plan_id)[0]
+    except delta.TableNotFound:
+        return plan_id
 
 
 def check_appends(uri: str, label_set: str, *, label_map: LabelMap, image_ids: set[str], kind: Kind = "truth") -> None:

@@ -174,6 +174,11 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
         time.sleep(random.uniform(0.005, 0.02 * 2 ** min(conflicts + failures, 5)))
 
 
+def newest_version(table: Store) -> int:
+    """Raises TableNotFound."""
+    return int(_open(table).version())
+
+
 def find_commit(table: Store, transaction_id: str) -> int | None:
     """The version that a transaction made, None if it has not.
 
@@ -190,7 +195,7 @@ def history(table: Store, version: int | None = None) -> Iterator[Commit]:
     """Our commits up to a version, newest first."""
     newest = _open(table).version() if version is None else version
     for number in range(newest, -1, -1):
-        commit = _read_commit(table, number)
+        commit = read_commit(table, number)
         if commit is not None:
             yield commit
 
@@ -284,7 +289,8 @@ def _version_of(table: Store, transaction_id: str, newest: int) -> int:
     )
 
 
-def _read_commit(table: Store, version: int) -> Commit | None:
+def read_commit(table: Store, version: int) -> Commit | None:
+    """One commit; None where it is not ours."""
     # DeltaTable.history() of an old version returns the newest commits under wrong numbers (deltalake 1.6.6).
     try:
         lines = table.read_bytes(f"_delta_log/{version:020d}.json").splitlines()

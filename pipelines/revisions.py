@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines import delta
 from pipelines.commits import DatasetVersion, describe_version, version_digest
+from pipelines.lineage import ROLL_BACK
 from pipelines.records import LabelMap
 from pipelines.references import EmptyDataset, Reference, parse_reference
 from pipelines.shards import index_path, read_label_file, shard_stem
@@ -108,7 +109,7 @@ def roll_back(reference: str) -> DatasetVersion:
 
     def change(before: delta.Snapshot) -> delta.Change:
         now, then = ({f.path: f for f in snapshot.files} for snapshot in (before, old))
-        done = {"operation": "roll back", "to_version": old.version, "from_version": before.version}
+        done = {"operation": ROLL_BACK, "to_version": old.version, "from_version": before.version}
         return delta.Change(
             add=tuple(then[path] for path in sorted(then.keys() - now.keys())),
             remove=tuple(now[path] for path in sorted(now.keys() - then.keys())),
