@@ -14,6 +14,7 @@ from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
 from pipelines.jobs import Job, Plan, Receipt, files_of
 from pipelines.ledger import Ledger, LedgerEntry
+from pipelines.pixels import check_pixels
 from pipelines.planning import items_from_arrow, plan_ledger
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.references import EmptyDataset
@@ -66,7 +67,7 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
     store = Store.open(job.dataset_uri)
     ledger = Ledger()
     items = items_from_arrow(job.read_task(task_id))
-    found = _load(source, items)
+    found = _load(source, items, deep=bool(plan.metadata.get("settings", {}).get("deep_check")))
     records, quarantined = _sort_out(found, ledger)
     loaded = sum(_count(r.annotations) for i, r in found if i.annotations is None and isinstance(r, ImageRecord))
 
@@ -86,10 +87,15 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
     return receipt if job.finish(task_id, receipt) else job.receipt(task_id)
 
 
-def _load(source: Source, items: Sequence[SourceItem]) -> list[tuple[SourceItem, ImageRecord | Exception]]:
+def _load(
+    source: Source, items: Sequence[SourceItem], *, deep: bool
+) -> list[tuple[SourceItem, ImageRecord | Exception]]:
     def load(item: SourceItem) -> ImageRecord | Exception:
         try:
-            return source.load(item)
+            record = source.load(item)
+            if deep:
+                check_pixels(record.image, record.format)
+            return record
         except (BadImage, FileNotFoundError) as error:
             return error
 

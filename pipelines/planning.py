@@ -9,13 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.inputs import Inputs
 from pipelines.jobs import Job, Plan, make_plan_id
 from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.references import EmptyDataset
 from pipelines.schema import OBJECTS, SCHEMA_VERSION, annotations_from_arrow, annotations_to_arrow, dump_json, load_json
 from pipelines.shards import MAX_SHARD_BYTES, MAX_SHARD_IMAGES
-from pipelines.sources import Described, ListsInputs, Source, SourceItem
-from pipelines.storage import read_uri, redact
+from pipelines.sources import Described, Source, SourceItem
+from pipelines.storage import redact
 
 ITEMS = pa.schema(
     [
@@ -68,31 +69,32 @@ def items_from_arrow(table: pa.Table) -> list[SourceItem]:
     return items
 
 
-def plan_id_of(source: Source, label_set: str, *, hash_inputs: bool = False) -> str:
+def plan_id_of(
+    source: Source, label_set: str, *, inputs: Inputs | None = None, settings: Mapping[str, Any] | None = None
+) -> str:
     """The plan's id: a hash of the source's kind, options and files, and of what shapes the result.
 
     Args:
-        source: files are identified by size and etag (or modification time).
+        source: identified by kind and options.
         label_set: where the truth goes.
-        hash_inputs: identify files by the sha256 of their content instead; reads all of them.
+        inputs: its files; see ``list_inputs``.
+        settings: what else shapes the result; only what is not as usual, so that ids stay.
     """
-    listing = hashlib.sha256()
-    if isinstance(source, ListsInputs):
-        for stat in sorted(source.inputs(), key=lambda s: s.path):
-            tag = hashlib.sha256(read_uri(stat.path)).hexdigest() if hash_inputs else stat.etag
-            listing.update(f"{redact(stat.path)}\t{stat.size}\t{tag}\n".encode())
     return make_plan_id(
         kind=source.kind,
         options=dict(source.options),
-        inputs=listing.hexdigest(),
+        inputs=hashlib.sha256().hexdigest() if inputs is None else inputs.digest,
         label_set=label_set,
         schema_version=SCHEMA_VERSION,
         shard=[MAX_SHARD_IMAGES, MAX_SHARD_BYTES],
+        **({"settings": dict(settings)} if settings else {}),
     )
 
 
-def save_ingest_plan(job: Job, source: Source, label_set: str) -> Plan:
+def save_ingest_plan(job: Job, source: Source, label_set: str, settings: Mapping[str, Any] | None = None) -> Plan:
     """Scan the source once and write its plan, annotations included, one row group a task.
+
+    ``settings`` are for the tasks: ``deep_check`` decodes every image.
 
     Raises:
         EmptyDataset: the source offers not one image.
@@ -105,6 +107,7 @@ def save_ingest_plan(job: Job, source: Source, label_set: str) -> Plan:
         "label_set": label_set,
         "categories": source.label_map.to_json(),
         "about": dict(source.about()) if isinstance(source, Described) else {},
+        "settings": dict(settings or {}),
     }
 
     def tables() -> Iterator[pa.Table]:

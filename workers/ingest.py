@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.commits import DatasetVersion, check_appends, find_version
 from pipelines.importing import commit_job, run_task
+from pipelines.inputs import check_unchanged, list_inputs
 from pipelines.jobs import Job
 from pipelines.planning import plan_id_of, save_ingest_plan
 from pipelines.records import LabelMap
@@ -31,6 +32,7 @@ def ingest(
     label_set: str = "gt",
     strict: bool = False,
     hash_inputs: bool = False,
+    deep_check: bool = False,
     ray_address: str | None = None,
     num_cpus: int | None = None,
     progress: Progress | None = None,
@@ -46,13 +48,15 @@ def ingest(
         label_set: name of the truth.
         strict: refuse instead of mending, dropping or quarantining.
         hash_inputs: recognise changed inputs by sha256 instead of size and etag or modification time.
+        deep_check: decode every image to its last pixel, and quarantine what is damaged.
         ray_address: of a cluster; None uses RAY_ADDRESS, or else a cluster of this machine's own.
         num_cpus: of a cluster of this machine's own.
         progress: called as ``progress(stage, done, total)`` with stages ``plan``, ``import``, ``commit``.
     Returns:
         The version, with the ledger sums of this plan.
     Raises:
-        EmptyDataset, StrictIngestError, CategoryMismatch, DuplicateImages, LedgerMismatch: all ValueErrors.
+        EmptyDataset, StrictIngestError, CategoryMismatch, DuplicateImages, LedgerMismatch, SourceChanged: all
+            ValueErrors.
     """
     report: Progress = progress or (lambda *_, **__: None)
     dataset_uri = absolute(dataset_uri)
@@ -60,12 +64,14 @@ def ingest(
     check_label_set_name(label_set)
 
     report("plan", 0, 1)
-    plan_id = plan_id_of(source, label_set, hash_inputs=hash_inputs)
+    settings = {"deep_check": True} if deep_check else {}
+    inputs = list_inputs(source, hash_inputs=hash_inputs)
+    plan_id = plan_id_of(source, label_set, inputs=inputs, settings=settings)
     found = find_version(dataset_uri, label_set, plan_id)
     if found is not None and not (strict and _has_losses(found)):
         return found
     job = Job(dataset_uri, plan_id)
-    plan = job.plan() if job.has_plan() else save_ingest_plan(job, source, label_set)
+    plan = job.plan() if job.has_plan() else save_ingest_plan(job, source, label_set, settings)
     label_map = LabelMap.from_json(plan.metadata["categories"])
     if found is None:
         check_appends(dataset_uri, label_set, label_map=label_map, image_ids=set(job.read_column("image_id")))
@@ -83,6 +89,8 @@ def ingest(
         _run_on_ray(job, pending, plan.num_tasks, report, ray_address, num_cpus)
 
     report("commit", 0, 1)
+    if found is None:
+        check_unchanged(source, inputs)
     version = commit_job(job, plan, strict=strict)
     report("commit", 1, 1)
     return version

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from pipelines.checks import probe_image
+from pipelines.checks import BadImage, probe_image
 from pipelines.ledger import LedgerEntry
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.storage import FileStat, redact, split_uri
@@ -182,8 +182,15 @@ def read_item(item: SourceItem) -> bytes:
 
     Raises:
         FileNotFoundError: the file is gone.
+        BadImage: it has another size than when it was listed.
     """
     store, name = split_uri(item.uri)
     if item.offset is None or item.length is None:
-        return store.read_bytes(name)
-    return store.read_range(name, item.offset, item.length)
+        image = store.read_bytes(name)
+        if item.size and len(image) != item.size:
+            raise BadImage(f"the file changed: it had {item.size} bytes when it was listed, now it has {len(image)}")
+        return image
+    try:
+        return store.read_range(name, item.offset, item.length)
+    except ValueError as error:
+        raise BadImage(f"the file changed since it was listed: {error}") from None
