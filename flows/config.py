@@ -32,7 +32,9 @@ RAY_ADDRESS = (
 class IngestSettings(Strict):
     """Which source to read, and how."""
 
-    source: str = Field("synthetic", description="kind of source: coco, voc, synthetic, archive")
+    source: str = Field(
+        "synthetic", description="kind of source, such as coco, voc, yolo, synthetic, archive; see docs/ingest.md"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="the source's own options")
     label_set: str = Field("gt", description="name of the truth's label set")
     strict: bool = Field(False, description="refuse bad images and annotations instead of mending or quarantining")
@@ -104,12 +106,14 @@ class EvaluateConfig(EvaluateSettings):
 
 
 class ExportConfig(Strict):
-    """A dataset version as COCO JSON, or predictions as a COCO results file."""
+    """A dataset version in another format, or predictions as a COCO results file."""
 
+    format: str = Field("coco", description="coco, lvis, yolo, voc, hf_parquet, label_studio, cvat; see docs/export.md")
+    options: dict[str, Any] = Field(default_factory=dict, description="the format's own options")
     dataset: str = Field(description="reference of truth or predictions")
     out: str = Field(description="folder to write; for predictions the results file; any fsspec URL")
     splits: tuple[str, ...] | None = Field(None, description="splits to write; none: all")
-    images: bool = Field(False, description="write the image files as well")
+    images: bool | None = Field(None, description="write the image files as well; none: as is usual for the format")
 
 
 class LifecycleConfig(Strict):

@@ -6,6 +6,7 @@ are refused. Prefect checks a flow's parameters with these and draws its form fr
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
 from collections.abc import Collection, Mapping
@@ -30,7 +31,7 @@ def strict_model(name: str, dataclass_type: type, *, without: Collection[str] = 
         without: fields to leave out.
     """
     hints = get_type_hints(dataclass_type)
-    described = _descriptions(dataclass_type.__doc__ or "")
+    described = arguments(dataclass_type.__doc__ or "")
     definitions: dict[str, Any] = {}
     for field in fields(dataclass_type):
         if field.name in without:
@@ -65,21 +66,22 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
-def _descriptions(docstring: str) -> dict[str, str]:
-    """``name, other: text`` lines under ``Attributes:``, by name."""
-    _, _, body = docstring.partition("Attributes:\n")
+def arguments(docstring: str) -> dict[str, str]:
+    """The ``name, other: text`` entries under ``Args:`` or ``Attributes:`` of a Google docstring, by name."""
+    lines = iter(inspect.cleandoc(docstring).splitlines())
+    for line in lines:
+        if line in ("Args:", "Attributes:"):
+            break
     found: dict[str, str] = {}
     names: list[str] = []
-    for line in body.splitlines():
-        if not line.strip():
-            continue
-        entry = re.match(r" {8}(\w+(?:, \w+)*): (.*)", line)
+    for line in lines:
+        entry = re.fullmatch(r" {4}(\w+(?:, \w+)*): (.*)", line)
         if entry:
             names = entry[1].split(", ")
             found |= dict.fromkeys(names, entry[2])
-        elif line.startswith(" " * 12) and names:
+        elif line.startswith(" " * 8):
             for name in names:
                 found[name] += " " + line.strip()
-        else:
+        elif line:
             break
     return found

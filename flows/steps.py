@@ -7,6 +7,7 @@ run as a Ray Job there, by this same module.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -109,18 +110,24 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result
 
 
 def export(config: ExportConfig, progress: Progress | None = None) -> Result:
-    """Truth into COCO JSON files, predictions into a results file: ``files``, ``num_images``, ``num_objects``."""
-    from pipelines.exports.coco import export_coco
+    """Truth into another format, predictions into a results file: ``files``, ``num_images``, ``num_objects``, ..."""
+    from pipelines.exports import find_export
     from pipelines.predictions import open_predictions, to_coco_results
     from pipelines.versions import open_dataset
 
+    write = find_export(config.format)
     dataset = open_dataset(config.dataset)
-    if dataset.metadata.get("kind") != "predictions":
-        return asdict(export_coco(dataset, config.out, splits=config.splits, images=config.images))
-    if config.images:
-        raise ValueError(f"{dataset.reference} holds predictions, whose export has no images; export the truth instead")
-    written = to_coco_results(open_predictions(dataset.reference), config.out, config.splits)
-    return {"files": {"results": written}, "num_images": dataset.num_images, "num_objects": dataset.num_objects}
+    if config.format == "coco" and dataset.metadata.get("kind") == "predictions":
+        if config.images:
+            raise ValueError(f"{dataset.reference} holds predictions; their results file has no images, the truth has")
+        written = to_coco_results(open_predictions(dataset.reference), config.out, config.splits)
+        return {"files": {"results": written}, "num_images": dataset.num_images, "num_objects": dataset.num_objects}
+    options = config.options if config.images is None else config.options | {"images": config.images}
+    try:
+        inspect.signature(write).bind(dataset, config.out, splits=config.splits, **options)
+    except TypeError as error:
+        raise ValueError(f"export {config.format!r}: {error}; given were {sorted(options)}") from None
+    return asdict(write(dataset, config.out, splits=config.splits, **options))
 
 
 STEPS: dict[str, tuple[type[Strict], Callable[..., Result]]] = {

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import console
-from flows.cli.options import Debug, Json, Prefect, RayAddress, execute
+from flows.cli.options import Debug, Json, Prefect, RayAddress, SourceOptions, execute, gather
 
 app = typer.Typer(
     help="Read images and annotations of a source into a dataset version. The same command again resumes, and "
@@ -30,6 +30,11 @@ Example: `boxmill ingest synthetic --dataset data/drawn --num-train 500 --num-va
 IMAGES_HELP = """Images without annotations: a folder, tar, tar.gz or zip.
 
 Example: `boxmill ingest images photos.zip --dataset data/photos`
+"""
+
+FROM_HELP = """Any source that boxmill knows, its options given with --set; they are in docs/ingest.md.
+
+Example: `boxmill ingest from yolo --set uri=yolo/data.yaml --dataset data/yolo`
 """
 
 DatasetUri = Annotated[str, typer.Option("--dataset", help="Dataset to write, any fsspec URL; made if new.")]
@@ -112,6 +117,22 @@ def images(
     debug: Debug = False,
 ) -> None:
     _ingest("archive", {"uri": source}, dataset, label_set, strict, hash_inputs, ray_address, prefect)
+
+
+@app.command("from", help=FROM_HELP)
+def from_kind(
+    kind: Annotated[str, typer.Argument(help="Kind of source, such as yolo, cvat, label_studio, open_images, lvis.")],
+    dataset: DatasetUri,
+    settings: SourceOptions = None,
+    label_set: LabelSet = "gt",
+    strict: Strict = False,
+    hash_inputs: HashInputs = False,
+    ray_address: RayAddress = None,
+    prefect: Prefect = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    _ingest(kind, gather(None, settings, {}), dataset, label_set, strict, hash_inputs, ray_address, prefect)
 
 
 def _ingest(

@@ -44,6 +44,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting, as KEY=VALUE (JSON or text), e.g. augment.hue=0.1.", metavar="K=V"),
 ]
+SourceOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An option of the format, as KEY=VALUE (JSON or text).", metavar="K=V"),
+]
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="JSON or YAML file of settings; options win over it.", metavar="FILE")
 ]

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import typer
 
 from flows.cli.app import app
 from flows.config import LabelConfig, TrainConfig
-from flows.mirror import Strict
+from flows.mirror import Strict, arguments
 
 BEGIN = "<!-- made by `python -m flows.cli.reference`; do not edit below -->\n"
 
@@ -82,10 +85,46 @@ def _settings(model: type[Strict], prefix: str) -> Iterator[str]:
         yield f"| `{prefix}{name}` | {text} | {shown} |"
 
 
+def sources() -> str:
+    """Markdown: every kind of source with its options."""
+    from pipelines.sources import SOURCES
+
+    return "\n".join(_options(kind, _imported(place), skip=()) for kind, place in SOURCES.items())
+
+
+def exports() -> str:
+    """Markdown: every export with the options of its own."""
+    from pipelines.exports import EXPORTS
+
+    given = ("dataset", "out_uri", "splits", "images")
+    return "\n".join(_options(kind, _imported(place), skip=given) for kind, place in EXPORTS.items())
+
+
+def _imported(place: str) -> Any:
+    module, _, path = place.partition(":")
+    return reduce(getattr, path.split("."), import_module(module))
+
+
+def _options(kind: str, factory: Any, *, skip: Collection[str]) -> str:
+    described = arguments(inspect.getdoc(factory) or "")
+    lines = [f"### {kind}\n"]
+    parameters = [p for name, p in inspect.signature(factory).parameters.items() if name not in skip]
+    if not parameters:
+        return f"{lines[0]}\nNo options.\n"
+    lines += ["| option | | default |", "| --- | --- | --- |"]
+    for parameter in parameters:
+        default = "needed" if parameter.default is parameter.empty else f"`{json.dumps(parameter.default)}`"
+        text = described.get(parameter.name, "").replace("|", "\\|").replace("``", "`")
+        lines.append(f"| `{parameter.name}` | {text} | {default} |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": reference,
     "train.md": lambda: settings(TrainConfig),
     "label.md": lambda: settings(LabelConfig),
+    "ingest.md": sources,
+    "export.md": exports,
 }
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import console
-from flows.cli.options import ConfigFile, Debug, Json, Prefect, RayAddress, Settings, Split, execute, gather, run_flow
+from flows.cli.options import (
+    ConfigFile,
+    Debug,
+    Json,
+    Prefect,
+    RayAddress,
+    Settings,
+    SourceOptions,
+    Split,
+    execute,
+    gather,
+    run_flow,
+)
 
 TRAIN_HELP = """Train a detector on a dataset. The same command again resumes.
 
@@ -25,6 +37,10 @@ EXPORT_HELP = """Write a dataset version, or predictions, in another format."""
 COCO_HELP = """Write COCO JSON: annotations of a truth, a results file of predictions.
 
 Example: `boxmill export coco data/cells --out exported/cells`
+"""
+TO_HELP = """Write any format that boxmill knows; what it cannot carry is counted. Its options are in docs/export.md.
+
+Example: `boxmill export to yolo data/cells --out exported/cells --set task=segment`
 """
 LIFECYCLE_HELP = """Run everything as one Prefect flow: ingest, baseline, train, label, evaluate, report, export.
 
@@ -176,25 +192,52 @@ def export() -> None:
     pass
 
 
+Images = Annotated[
+    bool | None, typer.Option("--images/--no-images", help="Write the image files as well. Default: the format's.")
+]
+ExportOut = Annotated[str, typer.Option("--out", help="Folder to write; for predictions the results file.")]
+
+
 @export_app.command("coco", help=COCO_HELP)
 def export_coco(
     dataset: Annotated[str, typer.Argument(help="Dataset or prediction reference.")],
-    out: Annotated[str, typer.Option("--out", help="Folder to write; for predictions the results file.")],
+    out: ExportOut,
     split: Split = None,
-    images: Annotated[bool, typer.Option("--images", help="Write the image files as well.")] = False,
+    images: Images = None,
     prefect: Prefect = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> None:
+    _export(prefect, dataset=dataset, out=out, splits=split or None, images=images)
+
+
+@export_app.command("to", help=TO_HELP)
+def export_to(
+    format: Annotated[str, typer.Argument(help="lvis, yolo, voc, hf_parquet, label_studio, cvat or coco.")],
+    dataset: Annotated[str, typer.Argument(help="Dataset reference.")],
+    out: ExportOut,
+    split: Split = None,
+    images: Images = None,
+    settings: SourceOptions = None,
+    prefect: Prefect = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    options = gather(None, settings, {})
+    _export(prefect, format=format, dataset=dataset, out=out, splits=split or None, images=images, options=options)
+
+
+def _export(prefect: bool | None, **values: Any) -> None:
     from flows.config import ExportConfig
 
-    config = ExportConfig(dataset=dataset, out=out, splits=split or None, images=images)
-    written = execute("export", config, prefect=prefect)
+    written = execute("export", ExportConfig(**values), prefect=prefect)
     if console.mode.json:
         console.write_json(written)
         return
     counts = {"images": written["num_images"], "objects": written["num_objects"]}
     console.show("Exported", {**{name or "all": uri for name, uri in written["files"].items()}, **counts})
+    for reason, count in written.get("losses", {}).items():
+        console.warn(f"{count} x {reason}")
 
 
 def lifecycle(
