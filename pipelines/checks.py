@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -122,7 +123,8 @@ def check_annotations(
     """Leave out what cannot be an object and mend what leaves the image; tell the ledger.
 
     Dropped: a box that is not finite, has no area, lies outside the image, or is of an unknown category.
-    Mended: a box that leaves the image by more than ``clip_tolerance`` pixels is clipped to it. Within the
+    Mended: of objects with the same id all but the first get a new one, and the old one becomes the attribute
+    ``source_id``; a box that leaves the image by more than ``clip_tolerance`` pixels is clipped to it. Within the
     tolerance a box stays as the source wrote it: rounding of borders is no error. An RLE of another size than the
     image's becomes an attribute, out of the way of whoever draws masks; what the source could not make sense of is
     one already. Sound masks, keypoints and areas are never changed.
@@ -159,15 +161,18 @@ def check_annotations(
     beyond = np.maximum(-low, high - np.array([width, height], np.float64)).max(axis=1, initial=0.0)
     clip = keep & (beyond > clip_tolerance)
     annotations = _set_aside_rles(annotations, (height, width))
+    annotations, renamed = _rename_twins(annotations)
     changed = 0
     for i in np.flatnonzero(keep):
         odd = sorted(_UNDERSTOOD & annotations.attributes[i].keys()) if annotations.attributes else []
         reasons = [mended[str(i)]] if mended and str(i) in mended else []
+        reasons += ["annotation id given twice, this one gets a new id"] if i in renamed else []
         reasons += ["box clipped to the image"] if clip[i] else []
         reasons += [f"{name} makes no sense and is kept as an attribute" for name in odd]
         if reasons:
             changed += 1
             detail = f"box xywh {boxes[i].tolist()}, image {width}x{height}"
+            detail += f", the source's id {annotations.attributes[i]['source_id']}" if i in renamed else ""
             detail += f", box became {clipped[i].tolist()}" if clip[i] else ""
             detail += "".join(f", {name} {annotations.attributes[i][name]!r:.200}" for name in odd)
             ledger.add(_entry("mended", "; ".join(reasons), image_id, int(annotations.ids[i]), detail))
@@ -176,6 +181,26 @@ def check_annotations(
     if clip.any():
         annotations = replace(annotations, boxes_xywh=np.where(clip[:, None], clipped, boxes))
     return annotations if keep.all() else take(annotations, np.flatnonzero(keep))
+
+
+def _rename_twins(annotations: Annotations) -> tuple[Annotations, frozenset[int]]:
+    """Objects of an id that an earlier one has get ids above the largest; also their places."""
+    ids = annotations.ids.tolist()
+    if len(set(ids)) == len(ids):
+        return annotations, frozenset()
+    seen: set[int] = set()
+    places = []
+    for i, annotation_id in enumerate(ids):
+        if annotation_id in seen:
+            places.append(i)
+        seen.add(annotation_id)
+    renamed = annotations.ids.copy()
+    free = (number for number in itertools.count(max(max(ids), 0) + 1 if max(ids) < 2**62 else 1) if number not in seen)
+    attributes = [dict(a) for a in annotations.attributes or [{}] * len(ids)]
+    for i in places:
+        renamed[i] = next(free)
+        attributes[i].setdefault("source_id", ids[i])
+    return replace(annotations, ids=renamed, attributes=tuple(attributes)), frozenset(places)
 
 
 def _set_aside_rles(annotations: Annotations, size: tuple[int, int]) -> Annotations:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.sources import ListsInputs, Source
+from pipelines.sources import SOURCES, ListsInputs, Source, open_source
 from pipelines.storage import FileStat, read_uri, redact
 
 _EXAMPLES = 5
@@ -49,22 +49,32 @@ def list_inputs(source: Source, *, hash_inputs: bool = False) -> Inputs | None:
     return Inputs(digest=listing.hexdigest(), lines=np.unique(np.array(lines, np.uint64)))
 
 
-def check_unchanged(source: Source, before: Inputs | None) -> None:
+def check_unchanged(source: Source, before: Inputs | None, *, without: str = "") -> None:
     """List the files again and compare.
 
+    Args:
+        source: that was listed.
+        before: its listing.
+        without: a folder whose files may come: the dataset itself, where it lies inside the source.
     Raises:
         SourceChanged: a file came, went or has another size or etag; names the first ones.
     """
     if before is None or not isinstance(source, ListsInputs):
         return
-    now, changed, left = 0, [], before.lines
-    for stat in source.inputs():
-        now += 1
-        at = int(np.searchsorted(left, _line(stat)))
-        if at == len(left) or left[at] != _line(stat):
+    # A source may remember its listing: ask one that was opened just now.
+    again = open_source(source.kind, **source.options) if source.kind in SOURCES else source
+    assert isinstance(again, ListsInputs)
+    lines, changed = [], []
+    for stat in again.inputs():
+        line = _line(stat)
+        lines.append(line)
+        at = int(np.searchsorted(before.lines, line))
+        known = at < len(before.lines) and before.lines[at] == line
+        if not known and not (without and stat.path.startswith(f"{without}/")):
             changed.append(redact(stat.path))
-    if changed or now != len(left):
-        shown = ", ".join(changed[:_EXAMPLES]) or f"{len(left) - now} files are gone"
+    gone = len(np.setdiff1d(before.lines, np.array(lines, np.uint64)))
+    if changed or gone:
+        shown = ", ".join(changed[:_EXAMPLES]) or f"{gone} files are gone"
         raise SourceChanged(
             f"the source changed while it was read, so nothing is committed: {shown}"
             f"{f' and {len(changed) - _EXAMPLES} more' if len(changed) > _EXAMPLES else ''}; "

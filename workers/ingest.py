@@ -90,7 +90,7 @@ def ingest(
 
     report("commit", 0, 1)
     if found is None:
-        check_unchanged(source, inputs)
+        check_unchanged(source, inputs, without=dataset_uri)
     version = commit_job(job, plan, strict=strict)
     report("commit", 1, 1)
     return version

@@ -21,6 +21,7 @@ from pipelines.records import ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
 from pipelines.sources.coco_kinds import ignored_captions, is_caption, malformed, named_by_url
 from pipelines.sources.coco_objects import parse_annotations, parse_categories
+from pipelines.sources.coco_twins import Twin, mended_twins, part_twins
 from pipelines.sources.json_stream import stream_object
 from pipelines.storage import FileStat, Store, absolute, redact, split_uri
 
@@ -155,6 +156,7 @@ class CocoSource:
                     split=split.name,
                     coco_image_id=None if ids_clash else image["id"],
                     annotations=parse_annotations(objects) if found.annotated else None,
+                    mended=mended_twins(objects),
                     declared_size=_declared_size(image),
                     license=licenses.get(image.get("license"), ""),
                     url=str(image.get("coco_url") or image.get("flickr_url") or ""),
@@ -201,7 +203,7 @@ class _Staging:
         self._db = connection
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
-            "CREATE TABLE objects (split, image_id, annotation_id, text);"
+            "CREATE TABLE objects (split, image_id, annotation_id, text, fresh_id);"
             "CREATE TABLE keypoints (split, annotation_id, image_id, text);"
         )
 
@@ -220,9 +222,11 @@ class _Staging:
             "CREATE INDEX IF NOT EXISTS by_id ON objects (split, annotation_id);"
             "CREATE INDEX IF NOT EXISTS points_by_id ON keypoints (split, annotation_id);"
             # A person that only the keypoint file knows is an annotation of its own.
-            "INSERT INTO objects SELECT split, image_id, annotation_id, text FROM keypoints AS k WHERE NOT EXISTS "
+            "INSERT INTO objects SELECT split, image_id, annotation_id, text, NULL FROM keypoints AS k "
+            "WHERE NOT EXISTS "
             "(SELECT 1 FROM objects AS o WHERE o.split = k.split AND o.annotation_id = k.annotation_id);"
         )
+        read.problems.extend(part_twins(self._db, number, split.name))
         some = self._db.execute("SELECT 1 FROM objects WHERE split = ? LIMIT 1", (number,)).fetchone()
         return replace(read, annotated=some is not None)
 
@@ -256,13 +260,13 @@ class _Staging:
             return []
         found = self._db.execute(
             "SELECT o.text, (SELECT k.text FROM keypoints AS k WHERE k.split = o.split "
-            "AND k.annotation_id = o.annotation_id LIMIT 1) FROM objects AS o "
+            "AND k.annotation_id = o.annotation_id AND o.fresh_id IS NULL LIMIT 1), o.fresh_id FROM objects AS o "
             "WHERE o.split = ? AND o.image_id = ? ORDER BY o.rowid",
             (number, image_id),
         )
         objects = []
-        for text, points in found:
-            values: dict[str, Any] = json.loads(text)
+        for text, points, fresh_id in found:
+            values: dict[str, Any] = json.loads(text) if fresh_id is None else Twin.of(json.loads(text), fresh_id)
             if points is not None:
                 other = json.loads(points)
                 values |= {k: other[k] for k in ("keypoints", "num_keypoints") if k in other}

@@ -68,3 +68,9 @@ def test_an_image_that_was_cut_since_it_was_listed_is_bad(tmp_path: Path, place)
     (tmp_path / "a.jpg").write_bytes(b"x" * 50)
     with pytest.raises(BadImage, match="changed"):
         read_item(SourceItem(image_id="a", uri=str(tmp_path / "a.jpg"), size=100, **place))
+
+
+def test_a_dataset_inside_its_source_is_no_change(tmp_path: Path):
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(encoded(seed=i))
+    assert ingest(open_source("archive", uri=str(tmp_path)), str(tmp_path / "out")).num_images == 2
