@@ -17,6 +17,12 @@ import pyarrow as pa
 from pipelines.records import Annotations, ImageRecord, Polygons, Rle
 
 SCHEMA_VERSION = 1
+STORED_FRAME = "stored"
+
+
+class UnknownFrame(ValueError):
+    """Boxes whose frame this boxmill does not know: read as if they lay in the stored one they would all be wrong."""
+
 
 _F = pa.float64()
 _RLE = pa.struct(
@@ -71,7 +77,7 @@ LABELS = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("objects", OBJECTS),  # null: nobody has looked at the image
-        ("box_frame", pa.string()),  # null: the stored frame
+        ("box_frame", pa.string()),  # "stored" where EXIF turns the image; null: there is only one frame
         ("neg", pa.list_(pa.int64())),
         ("not_exhaustive", pa.list_(pa.int64())),
         ("status", pa.string()),  # of a prediction
@@ -91,7 +97,7 @@ class LabelRow:
         row: the image's place in its shard, from 0.
         row_group: the shard's row group that holds it.
         annotations: None where nobody has looked at the image, or where looking failed (then see ``error``).
-        box_frame: None for the stored frame.
+        box_frame: ``stored`` where EXIF turns the image for viewers: the boxes do not turn with it. None for others.
         neg: category ids verified to be absent (LVIS), or None.
         not_exhaustive: category ids of which not every object is annotated (LVIS), or None.
         status: ``ok`` or ``error`` for predictions, None for truth.
@@ -325,12 +331,21 @@ def _keypoints(column: pa.ListArray) -> list[np.ndarray | None]:
 
 
 def labels_from_arrow(table: pa.Table) -> list[LabelRow]:
-    """Rows of a labels table (all columns) as dataclasses."""
+    """Rows of a labels table (all columns) as dataclasses.
+
+    Raises:
+        UnknownFrame: boxes of a frame other than the stored one.
+    """
     plain = {f.name: table.column(f.name).to_pylist() for f in LABELS if f.name != "objects"}
     annotations = annotations_from_arrow(table.column("objects"))
     rows = []
     for i in range(table.num_rows):
         values = {name: column[i] for name, column in plain.items()}
+        if values["box_frame"] not in (None, STORED_FRAME):
+            raise UnknownFrame(
+                f"the boxes of {values['image_id']!r} lie in the frame {values['box_frame']!r}, this boxmill reads "
+                f"{STORED_FRAME!r} ones; upgrade boxmill, or write the labels anew"
+            )
         values["extra"] = load_json(values["extra"])
         for name in ("neg", "not_exhaustive"):
             values[name] = None if values[name] is None else tuple(values[name])

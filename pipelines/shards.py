@@ -18,7 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.records import ImageRecord
-from pipelines.schema import IMAGES, LabelRow, images_to_arrow, labels_from_arrow, labels_to_arrow, load_json
+from pipelines.schema import (
+    IMAGES,
+    STORED_FRAME,
+    LabelRow,
+    images_to_arrow,
+    labels_from_arrow,
+    labels_to_arrow,
+    load_json,
+)
 from pipelines.storage import Store, redact
 
 MAX_SHARD_IMAGES = 1024
@@ -185,6 +193,7 @@ def label_rows(records: Sequence[ImageRecord]) -> list[LabelRow]:
             width=r.width,
             height=r.height,
             annotations=r.annotations,
+            box_frame=None if r.exif_orientation == 1 else STORED_FRAME,
             neg=_category_ids(r, "neg_category_ids"),
             not_exhaustive=_category_ids(r, "not_exhaustive_category_ids"),
         )

@@ -32,7 +32,7 @@ from pipelines.predictions import (
     write_quarantine,
 )
 from pipelines.records import Annotations, LabelMap
-from pipelines.schema import LabelRow
+from pipelines.schema import STORED_FRAME, LabelRow
 from pipelines.shards import shard_stem
 from pipelines.sources.archive import member_uri
 from pipelines.storage import Store, redact
@@ -223,6 +223,7 @@ def label_row(planned: Mapping[str, Any], outcome: Outcome) -> LabelRow:
     decoded = outcome.decoded
     failure = decoded.failure
     height, width = decoded.size
+    turned = decoded.header is not None and decoded.header.exif_orientation != 1
     return LabelRow(
         image_id=planned["image_id"],
         row=planned["row"],
@@ -232,6 +233,7 @@ def label_row(planned: Mapping[str, Any], outcome: Outcome) -> LabelRow:
         width=planned["width"] or width,
         height=planned["height"] or height,
         annotations=outcome.annotations,
+        box_frame=STORED_FRAME if turned else None,
         status=STATUS_OK if failure is None else STATUS_FAILED,
         error=None if failure is None else f"{failure.stage}: {failure.error_class}: {failure.error}",
         input_sha256=decoded.sha256,
