@@ -7,7 +7,6 @@ Settings are the measured ones: image bytes uncompressed and PLAIN, so that each
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +26,7 @@ from pipelines.schema import (
     labels_to_arrow,
     load_json,
 )
+from pipelines.shard_sink import ShardSink
 from pipelines.storage import Store, redact
 
 MAX_SHARD_IMAGES = 1024
@@ -139,21 +139,19 @@ def write_image_shard(store: Store, records: Sequence[ImageRecord]) -> ShardFile
     _check_ids(records)
     groups = group_rows(records)
     options = _write_options()
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, IMAGES, **options) as writer:
-        first = 0
-        for last in range(1, len(records) + 1):
-            if last == len(records) or groups[last] != groups[first]:
-                writer.write_table(images_to_arrow(records[first:last]), row_group_size=MAX_GROUP_ROWS)
-                first = last
-    content = sink.getvalue().to_pybytes()
-    del sink  # shards are large: one copy is enough
-    stem = f"part-{hashlib.sha256(content).hexdigest()[:32]}"
-    index = _byte_index(content, records)
-    # Index first: a shard that a table names always has one.
-    store.write_bytes(index_path(stem), _to_parquet(index))
-    store.write_bytes(image_path(stem), content)
-    return ShardFile(path=image_path(stem), size=len(content), rows=len(records))
+    with store.new_file("images") as file:
+        sink = ShardSink(file, [r.image for r in records])
+        with pa.PythonFile(sink, "w") as stream, pq.ParquetWriter(stream, IMAGES, **options) as writer:
+            first = 0
+            for last in range(1, len(records) + 1):
+                if last == len(records) or groups[last] != groups[first]:
+                    writer.write_table(images_to_arrow(records[first:last]), row_group_size=MAX_GROUP_ROWS)
+                    first = last
+        stem = f"part-{sink.digest[:32]}"
+        # Index first: a shard that a table names always has one.
+        store.write_bytes(index_path(stem), _to_parquet(_byte_index(records, sink.offsets)))
+        file.publish(image_path(stem))
+    return ShardFile(path=image_path(stem), size=sink.size, rows=len(records))
 
 
 def write_label_shard(store: Store, label_set: str, image_file: str, rows: Sequence[LabelRow]) -> ShardFile:
@@ -240,20 +238,7 @@ def _to_parquet(table: pa.Table) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _byte_index(content: bytes, records: Sequence[ImageRecord]) -> pa.Table:
-    """Where each image lies: PLAIN values are a 4-byte length, then the bytes."""
-    offsets, position = [], 0
-    for record in records:
-        size = len(record.image)
-        needle = struct.pack("<I", size) + record.image[:64]
-        while True:
-            position = content.find(needle, position)
-            assert position >= 0, f"{record.image_id} is not contiguous in its shard"
-            if content[position + 4 : position + 4 + size] == record.image:
-                break
-            position += 1
-        offsets.append(position + 4)
-        position += 4 + size
+def _byte_index(records: Sequence[ImageRecord], offsets: Sequence[int]) -> pa.Table:
     return pa.table(
         {
             "image_id": [r.image_id for r in records],

@@ -12,10 +12,11 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -152,6 +153,22 @@ class Store:
         else:
             retrying(lambda: self.fs.pipe_file(self._full(path), bytes(content)), self.join(path))
 
+    @contextmanager
+    def new_file(self, folder: str) -> Iterator[NewFile]:
+        """A file below ``folder`` that gets its name when it is whole; without one it is gone afterwards."""
+        if not self.is_local:
+            yield _RemoteNewFile(self)
+            return
+        target = Path(self._full(folder))
+        target.mkdir(parents=True, exist_ok=True)
+        temporary = target / f".part-{uuid.uuid4().hex}.tmp"
+        try:
+            with temporary.open("wb") as stream:
+                yield _LocalNewFile(self, temporary, stream)
+        finally:
+            # Half a file on a full disk would keep it full.
+            temporary.unlink(missing_ok=True)
+
     def upload(self, local: Path, path: str) -> None:
         """Create or replace a file from a local one."""
         if self.is_local:
@@ -253,6 +270,45 @@ class Store:
             temporary.unlink()
         _sync_folder(temporary.parent)
         return True
+
+
+class NewFile(Protocol):
+    """A file that is being written."""
+
+    def write(self, content: bytes) -> None: ...
+
+    def publish(self, path: str) -> None:
+        """Create or replace ``path``, relative to the store's root; a reader sees all of it or none."""
+        ...
+
+
+class _LocalNewFile:
+    def __init__(self, store: Store, temporary: Path, stream: IO[bytes]) -> None:
+        self._store, self._temporary, self._stream = store, temporary, stream
+
+    def write(self, content: bytes) -> None:
+        self._stream.write(content)
+
+    def publish(self, path: str) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        target = Path(self._store._full(path))
+        self._temporary.replace(target)
+        _sync_folder(target.parent)
+
+
+class _RemoteNewFile:
+    """Objects are put in one piece: a part of a multipart upload cannot be retried like a request."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._content = io.BytesIO()
+
+    def write(self, content: bytes) -> None:
+        self._content.write(content)
+
+    def publish(self, path: str) -> None:
+        self._store.write_bytes(path, self._content.getvalue())
 
 
 class _RemoteFile(io.RawIOBase):

@@ -58,13 +58,14 @@ def _signalling(real: Callable[..., Any], when: str, at_call: int, sign: int) ->
 
 
 def _arm_write(sign: int) -> None:
-    """Half of the second image shard is in its file on the disk when the signal comes."""
+    """Half of the images of the second shard is in its file on the disk when the signal comes."""
     real = Path.open
     writes = 0
 
     class Halving:
         def __init__(self, stream: Any) -> None:
             self.stream = stream
+            self.halved = False
 
         def __enter__(self) -> Halving:
             return self
@@ -76,6 +77,9 @@ def _arm_write(sign: int) -> None:
             return getattr(self.stream, name)
 
         def write(self, content: Any) -> int:
+            if len(content) < 1024 or self.halved:
+                return int(self.stream.write(content))
+            self.halved = True
             half = len(content) // 2
             self.stream.write(content[:half])
             self.stream.flush()
