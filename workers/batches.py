@@ -5,15 +5,15 @@ Boxes are in the stored frame of an image, so EXIF rotation is never applied her
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from detectors.structures import Prediction, Target
+from pipelines.checks import BadImage
+from pipelines.decoding import decode_rgb
 from pipelines.records import Annotations, ImageRecord, LabelMap
 
 
@@ -25,15 +25,14 @@ def decode_image(image: bytes, *, name: str = "image") -> Tensor:
             0.2 ms on a 640 x 480 JPEG, but are deprecated.)
         name: how to call the image in an error.
     Returns:
-        (3, H, W) uint8 RGB in the stored, unrotated frame, channels last in memory; transparency is dropped.
+        (3, H, W) uint8 RGB in the stored, unrotated frame, channels last in memory; see ``decode_rgb``.
     Raises:
         ValueError: the bytes are no readable image.
     """
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            pixels = np.array(opened.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be decoded: {error}") from error
+        pixels = np.array(decode_rgb(image))
+    except BadImage as error:
+        raise ValueError(f"{name} {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

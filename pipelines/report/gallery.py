@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from pipelines.checks import BadImage
+from pipelines.decoding import decode_rgb
 from pipelines.metrics.coco import CocoMetrics
 from pipelines.metrics.pairing import PairedImage
 from pipelines.records import Annotations, BoolArray, FloatArray, IntArray, LabelMap
@@ -173,12 +175,11 @@ def thumbnail(image: bytes, budget: int) -> str | None:
     The stored frame is kept (no EXIF rotation): boxes are in it.
     """
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            opened.draft("RGB", (_WIDEST, _WIDEST))
-            picture = ImageOps.contain(opened.convert("RGB"), (_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
-            picture = picture if opened.width >= picture.width else opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        picture = decode_rgb(image, about=_WIDEST)
+    except BadImage:
         return None
+    # Smaller ones stay as they are.
+    picture.thumbnail((_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
     for quality in (82, 70, 55, 40, 25):
         encoded = io.BytesIO()
         picture.save(encoded, "JPEG", quality=quality, optimize=True)

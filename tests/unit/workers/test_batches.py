@@ -36,6 +36,33 @@ def test_every_kind_of_jpeg_becomes_rgb(mode):
     assert (image.int() - 90).abs().max() <= 4
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_of_16_bits_the_upper_8_are_kept(kind):
+    deep = PIXELS[..., 0].astype(np.uint16) * 256 + 77
+    stream = io.BytesIO()
+    Image.fromarray(deep).save(stream, kind)
+    assert torch.equal(decode_image(stream.getvalue()), torch.from_numpy(PIXELS[..., 0]).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_32_bits_are_refused_rather_than_clipped(dtype):
+    stream = io.BytesIO()
+    Image.fromarray(np.ones((4, 4), dtype)).save(stream, "TIFF")
+    with pytest.raises(ValueError, match=r"a\.tif has pixels of 32 bits"):
+        decode_image(stream.getvalue(), name="a.tif")
+
+
+def test_whatever_a_decoder_raises_is_a_bad_image(monkeypatch):
+    image = encode(PIXELS, "PNG")
+
+    def broken(*_):
+        raise IndexError("bytearray index out of range")
+
+    monkeypatch.setattr(Image.Image, "convert", broken)
+    with pytest.raises(ValueError, match="cannot be decoded: IndexError"):
+        decode_image(image)
+
+
 def test_exif_rotation_is_not_applied_as_boxes_are_in_the_stored_frame():
     exif = Image.Exif()
     exif[0x0112] = 6
