@@ -159,6 +159,7 @@ def replace_norms(network: nn.Module, norm: Norm, probe: Tensor) -> None:
             for name, module in _batch_norms(network):
                 network.set_submodule(name, GroupNormAct(module.num_features, _activation(module)))
         case "frozen_bn":
+            _wake_sleeping_branches(network)
             pairs = conv_norm_pairs(network, probe)
             for conv_name, norm_name in pairs:
                 conv, behind = network.get_submodule(conv_name), network.get_submodule(norm_name)
@@ -206,6 +207,20 @@ def conv_norm_pairs(network: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
 
 def _batch_norms(network: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
     return [(name, m) for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def _wake_sleeping_branches(network: nn.Module) -> None:
+    """Gives the norms that start at zero a scale of 1 / sqrt(how many there are).
+
+    timm starts the last norm of each residual branch at zero and lets it grow; a frozen one would stay there, and
+    with it the branch's convolutions without a gradient for ever. With this scale the sum over all branches is of
+    the size of the input. Weights that are loaded later replace it.
+    """
+    weights = [m.weight for _, m in _batch_norms(network) if m.affine and not m.weight.is_meta]
+    asleep = [weight for weight in weights if not weight.any()]
+    with torch.no_grad():
+        for weight in asleep:
+            weight.fill_(len(asleep) ** -0.5)
 
 
 def _activation(norm: nn.BatchNorm2d) -> nn.Module:

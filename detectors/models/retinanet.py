@@ -25,7 +25,7 @@ from detectors.structures import Batch, Prediction, Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetinaNetOptions:
-    """All choices; the defaults are the paper's.
+    """All choices; the defaults are the paper's, and for what it leaves open torchvision's (low_quality_matches).
 
     Attributes:
         backbone: a timm ``features_only`` network.

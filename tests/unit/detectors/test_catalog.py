@@ -96,6 +96,18 @@ def test_frozen_stages_do_not_learn() -> None:
         create("retinanet_lite0", num_classes=1, frozen_stages=9)
 
 
+def test_every_weight_of_a_random_backbone_learns() -> None:
+    """timm starts residual branches at zero, where a frozen norm would keep them."""
+    torch.manual_seed(0)
+    detector: Any = create("retinanet_r18_fpn", num_classes=1)
+    images = torch.randn(2, 3, 64, 64)
+    features = detector.backbone(images)
+    torch.stack([feature.square().mean() for feature in features]).sum().backward()
+    still = [n for n, p in detector.backbone.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+    assert all(feature.std() < 10 for feature in features)
+
+
 def test_resnet_weights_of_torchvision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = resnet18(weights=None).eval()
