@@ -7,10 +7,8 @@ model and settings, a receipt says what is done, and the commit carries the plan
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from detectors.checkpoint import read_description
@@ -43,12 +41,13 @@ from workers.label_plan import (
 )
 from workers.models import fetch_model
 from workers.progress import Progress
+from workers.software import software_versions
 
 __all__ = ["LabelConfig", "PredictionSetRef", "label"]
 
 _MAX_BLOCKS = 1000
 _HEADROOM = 0.5
-_VERSIONS = ("boxmill", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow")
+_PACKAGES = ("boxmill", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow")
 
 
 def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSetRef:
@@ -234,7 +233,7 @@ def _commit(source: LabelInput, plan: LabelPlan, model: ModelFacts, job: Job, *,
         ledger=ledger,
         provenance={
             **plan_facts(source, plan, model),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+            "versions": software_versions(*_PACKAGES),
             "seconds": round(seconds, 3),
         },
     )

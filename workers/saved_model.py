@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from detectors import Detector, save
+from pipelines.metrics.coco import STAT_NAMES
 from pipelines.storage import redact
 from workers.models import describe_model, put_model
+from workers.software import software_versions
 from workers.train_config import ModelRef, TrainJob
 
-COCO_NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
-                "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # fmt: skip
 _PACKAGES = ("boxmill", "torch", "torchvision", "timm", "ray", "numpy")
 
 
@@ -36,10 +34,10 @@ def save_trained(detector: Detector, job: TrainJob, history: Sequence[dict[str, 
         "job_digest": job.digest,
         "dataset": {"reference": redact(job.reference), "digest": job.dataset_digest},
         "config": job.config.to_json() | {"out": redact(job.config.out), "dataset": redact(job.config.dataset)},
-        "metrics": {name: validated[-1][name] for name in COCO_NUMBERS} if validated else {},
+        "metrics": {name: validated[-1][name] for name in STAT_NAMES} if validated else {},
         "history": list(history),
         "seconds": round(sum(entry["seconds"] for entry in history), 3),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": software_versions(*_PACKAGES),
         "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with tempfile.TemporaryDirectory() as folder:
