@@ -161,7 +161,9 @@ class RowGroupReader:
             records = {record.image_id: record for record in read_row_group(wanted.ref, (wanted.split,))}
         except BaseException as error:
             with self._lock:
-                del self._cached[group]  # The next reader tries again.
+                # The next reader tries again. Others may have pushed this group out, and one asked for it anew.
+                if self._cached.get(group) is promise:
+                    del self._cached[group]
             promise.set_exception(error)
             return
         promise.set_result(records)

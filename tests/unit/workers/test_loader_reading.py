@@ -3,6 +3,7 @@
 import hashlib
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -123,6 +124,31 @@ def test_many_threads_read_a_row_group_once(dataset, reads):
     for thread in threads:
         thread.join()
     assert reads == [2]
+
+
+def test_a_read_that_fails_after_it_was_pushed_out_still_tells_all_who_wait(dataset, monkeypatch):
+    groups = list_row_groups(dataset, "train")
+    reader = RowGroupReader(groups, max_bytes=1)
+    original, reading, pushed_out = loader.read_row_group, threading.Event(), threading.Event()
+
+    def read(ref, *arguments):
+        if ref.row_group == groups[0].ref.row_group:
+            reading.set()
+            pushed_out.wait()
+            raise OSError("the disk is gone")
+        return original(ref, *arguments)
+
+    monkeypatch.setattr(loader, "read_row_group", read)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(reader.record, 0, 0)
+        reading.wait()
+        waiting = pool.submit(reader.record, 0, 1)
+        reader.record(1, 0)
+        reader.record(2, 0)
+        pushed_out.set()
+        for failed in (first, waiting):
+            with pytest.raises(OSError, match="the disk is gone"):
+                failed.result(timeout=10)
 
 
 def test_batches_are_the_same_whatever_thread_prepares_them(dataset):
