@@ -44,6 +44,7 @@ class DatasetVersion:
         digest: sha256 over categories and the names (content hashes) of all files of the version.
         num_images, num_objects, splits: of the whole version.
         ledger: sums of the plan; see ``Ledger.sums``.
+        duplicates: counts of images with the same bytes as an earlier one, as the plan's commit found them.
         found: True if an earlier run of the same plan had made it.
     """
 
@@ -53,6 +54,7 @@ class DatasetVersion:
     num_objects: int
     splits: Mapping[str, int] = field(default_factory=dict)
     ledger: Mapping[str, Any] = field(default_factory=dict)
+    duplicates: Mapping[str, int] = field(default_factory=dict)
     found: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -181,6 +183,7 @@ def describe_version(uri: str, label_set: str, version: int, *, found: bool) -> 
         num_objects=values["num_objects"],
         splits=values["splits"],
         ledger=values["plan_ledger"],
+        duplicates=(values.get("provenance") or {}).get("duplicates", {}),
         found=found,
     )
 

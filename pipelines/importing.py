@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 
 from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
+from pipelines.duplicates import Dedupe, count_duplicates, find_new_duplicates, leave_out_duplicates
 from pipelines.jobs import Job, Plan, Receipt, files_of
 from pipelines.ledger import Ledger, LedgerEntry
+from pipelines.ledger_listing import write_commit_ledger
 from pipelines.pixels import check_pixels
 from pipelines.planning import items_from_arrow, plan_ledger
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.references import EmptyDataset
-from pipelines.shards import label_rows, write_image_shard, write_label_shard
+from pipelines.shards import ShardFile, label_rows, write_image_shard, write_label_shard
 from pipelines.sources import Source, SourceItem, open_source, read_item
 from pipelines.storage import Store, redact
 
@@ -203,32 +205,49 @@ def write_quarantine(store: Store, plan_id: str, task_id: int, rows: Sequence[Qu
     return path
 
 
-def commit_job(job: Job, plan: Plan, *, strict: bool = False) -> DatasetVersion:
+def commit_job(job: Job, plan: Plan, *, strict: bool = False, dedupe: Dedupe = "report") -> DatasetVersion:
     """Commit a plan whose receipts are all there; finds the commit if another was first.
 
+    Args:
+        job, plan: what was done.
+        strict: refuse what was not simply imported.
+        dedupe: what to do with images of the same bytes, in the plan and in the label set's newest version.
     Raises:
         LedgerMismatch: the receipts do not account for everything the source holds.
         EmptyDataset: not one image could be imported.
         StrictIngestError: strict, and something was not simply imported.
     """
-    receipts = job.receipts()
-    assert len(receipts) == plan.num_tasks, "a commit needs every receipt"
+    label_set = plan.metadata["label_set"]
     ledger = plan_ledger(plan)
-    for receipt in receipts:
+    image_files: list[ShardFile] = []
+    label_files: list[ShardFile] = []
+    done = loaded = 0
+    for receipt in job.each_receipt():
+        done += 1
         ledger.merge(Ledger.from_json(receipt.ledger))
-    loaded = sum(int(r.extra["loaded_annotations"]) for r in receipts)
-    ledger.check(images=plan.metadata["seen"]["images"], annotations=plan.metadata["seen"]["annotations"] + loaded)
+        loaded += int(receipt.extra["loaded_annotations"])
+        image_files += files_of([receipt], "images")
+        label_files += files_of([receipt], f"labels/{label_set}")
+    assert done == plan.num_tasks, "a commit needs every receipt"
+    seen = plan.metadata["seen"]
     where = redact(job.dataset_uri)
-    if strict and ledger.entries:
+
+    duplicates = [] if dedupe == "keep" else find_new_duplicates(job.dataset_uri, label_set, label_files)
+    if dedupe == "drop" and duplicates:
+        dropped = Ledger()
+        store = Store.open(job.dataset_uri)
+        label_files = leave_out_duplicates(store, label_set, label_files, duplicates, ledger, dropped)
+        write_commit_ledger(job, dropped)
+    ledger.check(images=seen["images"], annotations=seen["annotations"] + loaded)
+    if strict and ledger.reasons:
         raise StrictIngestError(f"strict: nothing is committed to {where}, because of {_first_entries(ledger)}")
     if not ledger.kept("image"):
         raise EmptyDataset(f"not one image could be imported to {where}: {_first_entries(ledger)}")
-    label_set = plan.metadata["label_set"]
-    images_version = commit_images(job.dataset_uri, files_of(receipts, "images"), plan_id=plan.plan_id)
+    images_version = commit_images(job.dataset_uri, image_files, plan_id=plan.plan_id)
     return commit_labels(
         job.dataset_uri,
         label_set,
-        files_of(receipts, f"labels/{label_set}"),
+        label_files,
         plan_id=plan.plan_id,
         label_map=LabelMap.from_json(plan.metadata["categories"]),
         images_version=images_version,
@@ -237,6 +256,7 @@ def commit_job(job: Job, plan: Plan, *, strict: bool = False) -> DatasetVersion:
             "source": plan.metadata["kind"],
             "options": plan.metadata["options"],
             "about": plan.metadata["about"],
+            "duplicates": count_duplicates(duplicates),
         },
     )
 

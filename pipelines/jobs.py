@@ -10,10 +10,11 @@ import hashlib
 import json
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,13 @@ class Job:
         """All receipts, by task."""
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(self.receipt, self.done()))
+
+    def each_receipt(self) -> Iterator[Receipt]:
+        """All receipts, by task, a few in memory at a time."""
+        tasks = iter(self.done())
+        with ThreadPoolExecutor(_READERS) as pool:
+            while window := list(islice(tasks, _READERS)):
+                yield from pool.map(self.receipt, window)
 
     def done(self) -> list[int]:
         """Numbers of the tasks that have a receipt, ascending."""

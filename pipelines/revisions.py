@@ -76,7 +76,7 @@ def remove_images(reference: str, image_ids: Collection[str]) -> DatasetVersion:
             remove.append(file)
             kept = table.filter(pc.invert(gone))
             if kept.num_rows:
-                add.append(_write_label_file(store, wanted.label_set, file.path, kept))
+                add.append(rewrite_label_file(store, wanted.label_set, file.path, kept))
         if left:
             raise ValueError(
                 f"{redact(str(wanted))} has no image {sorted(left)[0]!r} ({len(left)} of {len(ids)} missing)"
@@ -177,7 +177,8 @@ def _check_newest(wanted: Reference, before: delta.Snapshot) -> None:
         )
 
 
-def _write_label_file(store: Store, label_set: str, old_name: str, table: pa.Table) -> delta.TableFile:
+def rewrite_label_file(store: Store, label_set: str, old_name: str, table: pa.Table) -> delta.TableFile:
+    """Write changed rows of a label file under the name that its content gives it."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_index=True)
     content = bytes(sink.getvalue())

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from pipelines.commits import DatasetVersion, check_appends, find_version
+from pipelines.duplicates import Dedupe
 from pipelines.importing import commit_job, run_task
 from pipelines.inputs import check_unchanged, list_inputs
 from pipelines.jobs import Job
@@ -33,6 +34,7 @@ def ingest(
     strict: bool = False,
     hash_inputs: bool = False,
     deep_check: bool = False,
+    dedupe: Dedupe = "report",
     ray_address: str | None = None,
     num_cpus: int | None = None,
     progress: Progress | None = None,
@@ -49,6 +51,8 @@ def ingest(
         strict: refuse instead of mending, dropping or quarantining.
         hash_inputs: recognise changed inputs by sha256 instead of size and etag or modification time.
         deep_check: decode every image to its last pixel, and quarantine what is damaged.
+        dedupe: of images with the same bytes, in the source or in the label set: ``report`` counts them, ``drop``
+            leaves the later ones out (never the only labelled one) with an entry in the ledger, ``keep`` does not look.
         ray_address: of a cluster; None uses RAY_ADDRESS, or else a cluster of this machine's own.
         num_cpus: of a cluster of this machine's own.
         progress: called as ``progress(stage, done, total)`` with stages ``plan``, ``import``, ``commit``.
@@ -64,7 +68,11 @@ def ingest(
     check_label_set_name(label_set)
 
     report("plan", 0, 1)
-    settings = {"deep_check": True} if deep_check else {}
+    if dedupe not in get_args(Dedupe):
+        raise ValueError(f"dedupe={dedupe!r}: choose one of {', '.join(get_args(Dedupe))}")
+    # Only what is not as usual: a plan's id stays what it was.
+    settings: dict[str, Any] = {"deep_check": True} if deep_check else {}
+    settings |= {"dedupe": dedupe} if dedupe == "drop" else {}
     inputs = list_inputs(source, hash_inputs=hash_inputs)
     plan_id = plan_id_of(source, label_set, inputs=inputs, settings=settings)
     found = find_version(dataset_uri, label_set, plan_id)
@@ -91,7 +99,7 @@ def ingest(
     report("commit", 0, 1)
     if found is None:
         check_unchanged(source, inputs, without=dataset_uri)
-    version = commit_job(job, plan, strict=strict)
+    version = commit_job(job, plan, strict=strict, dedupe=dedupe)
     report("commit", 1, 1)
     return version
 
