@@ -31,6 +31,10 @@ app.command("demo", help=demo.HELP)(demo.demo)
 app.command("step", hidden=True)(stages.step)
 
 
+_INTERRUPTED = "interrupted; the same command again goes on where this one stopped"
+_UNTOLD = {console.USAGE: "wrong usage; standard error says what", console.INTERRUPTED: _INTERRUPTED}
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and gives its exit code."""
     console.mode.json = console.mode.debug = False
@@ -39,7 +43,10 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else console.FAILURE
         if code == console.INTERRUPTED:
-            console.note("interrupted; the same command again goes on where this one stopped")
+            console.note(_INTERRUPTED)
+        # Here no command got as far as writing its document; --json may not even have been parsed.
+        if code in _UNTOLD and "--json" in arguments:
+            console.write_json({"error": _UNTOLD[code], "exit_code": code})
         return code
     except BrokenPipeError:
         # Whoever read our output has left, as `head` does: nothing went wrong here.

@@ -68,6 +68,8 @@ def gather(config_file: str | None, settings: Sequence[str] | None, given: Mappi
         place = values
         for name in path:
             place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"--set {setting}: {name} is {place!r}, which has no settings of its own")
         place[last] = _value(text)
     return values | {key: value for key, value in given.items() if value is not None}
 
@@ -80,7 +82,10 @@ def _read_config(uri: str) -> dict[str, Any]:
     if uri.endswith((".yaml", ".yml")):
         import yaml
 
-        values = yaml.safe_load(text)
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{uri} is no YAML: {' '.join(str(error).split())}") from None
     else:
         try:
             values = json.loads(text)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flows.cli import app, console
+from flows.cli import app, console, demo
 from flows.cli.options import gather
 from flows.errors import describe, is_bad_input, unwrap
 
@@ -57,6 +57,37 @@ def test_with_json_an_error_is_the_one_document(capfd, tmp_path):
     document = json.loads(out)
     assert code == document["exit_code"] == console.BAD_INPUT
     assert "no dataset at" in document["error"]
+
+
+def test_with_json_wrong_usage_is_the_one_document_too(capfd):
+    code, out, err = run(capfd, "train", "--json")
+    assert code == json.loads(out)["exit_code"] == console.USAGE and "Missing" in err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_interrupt_ends_with_130(capfd, tmp_path, monkeypatch, options):
+    def interrupted(_reference):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.versions.open_dataset", interrupted)
+    code, out, err = run(capfd, "inspect", str(tmp_path), *options)
+    assert code == console.INTERRUPTED == 130 and "goes on where this one stopped" in err
+    assert [json.loads(line)["exit_code"] for line in out.splitlines()] == [130] * len(options)
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], console.OK), (["--strict"], console.INCOMPLETE)])
+def test_quarantined_images_are_told_and_strict_makes_them_4(capfd, monkeypatch, options, expected):
+    found = {"reference": "d@labels/p:0", "num_images": 3, "num_quarantined": 2}
+    monkeypatch.setattr("flows.cli.stages.execute", lambda *_, **__: found)
+    code, out, err = run(capfd, "label", "d", "--model", "m", "--json", *options)
+    assert code == expected and json.loads(out) == found and "2 image(s) could not be read" in err
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "misses"), [(0.8, 0.049, 0), (0.799, 0.0, 1), (0.9, 0.05, 1), (None, None, 1)]
+)
+def test_the_bars_of_the_demo(trained, untrained, misses):
+    assert len(demo._misses({"metrics": {"AP50": trained}, "baseline": {"AP50": untrained}})) == misses
 
 
 def test_json_of_one_call_is_not_remembered_by_the_next(capfd, tmp_path):
@@ -130,7 +161,7 @@ def test_settings_come_from_file_then_set_then_options(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
-    [("c.json", "{", "is no JSON"), ("c.yaml", "- 1", "must hold one mapping")],
+    [("c.json", "{", "is no JSON"), ("c.yaml", "a: [", "is no YAML"), ("c.yaml", "- 1", "must hold one mapping")],
 )
 def test_a_bad_config_file_is_named(tmp_path, name, text, said):
     (tmp_path / name).write_text(text)
@@ -148,6 +179,11 @@ def test_a_missing_config_file_is_bad_input(tmp_path):
 def test_a_setting_without_equals_is_refused():
     with pytest.raises(ValueError, match="KEY=VALUE"):
         gather(None, ["lr"], {})
+
+
+def test_a_setting_inside_one_that_has_none_is_refused():
+    with pytest.raises(ValueError, match=r"lr\.peak=1: lr is 0\.5"):
+        gather(None, ["lr=0.5", "lr.peak=1"], {})
 
 
 def test_rays_wrapping_is_taken_off():
