@@ -1,4 +1,4 @@
-"""How far a training run is, from its workers to its caller."""
+"""How far a run is, from its workers to its caller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Progress(Protocol):
 
 
 class ProgressBoard:
-    """An actor that workers write to and the caller reads; neither waits for the other."""
+    """An actor that the workers of a training run write to and its caller reads; neither waits for the other."""
 
     def __init__(self) -> None:
         self._done = 0

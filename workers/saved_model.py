@@ -16,6 +16,7 @@ from workers.models import describe_model, put_model
 from workers.software import software_versions
 from workers.train_config import ModelRef, TrainJob
 
+_ADDRESSES = ("dataset", "out", "init_from", "pretrained_backbone")
 _PACKAGES = ("boxmill", "torch", "torchvision", "timm", "ray", "numpy")
 
 
@@ -33,7 +34,7 @@ def save_trained(detector: Detector, job: TrainJob, history: Sequence[dict[str, 
     provenance = {
         "job_digest": job.digest,
         "dataset": {"reference": redact(job.reference), "digest": job.dataset_digest},
-        "config": job.config.to_json() | {"out": redact(job.config.out), "dataset": redact(job.config.dataset)},
+        "config": {k: redact(v) if k in _ADDRESSES and v else v for k, v in job.config.to_json().items()},
         "metrics": {name: validated[-1][name] for name in STAT_NAMES} if validated else {},
         "history": list(history),
         "seconds": round(sum(entry["seconds"] for entry in history), 3),

@@ -143,8 +143,6 @@ def _run(job: TrainJob, *, steps: int, progress: Progress | None) -> None:
 
 def _wait(fit: Callable[[], Any], board: Any, steps: int, progress: Progress | None) -> None:
     """Runs ``fit`` in a thread of its own, so that progress is told in the caller's."""
-    import ray
-
     failure: list[BaseException] = []
 
     def run() -> None:
@@ -155,18 +153,28 @@ def _wait(fit: Callable[[], Any], board: Any, steps: int, progress: Progress | N
 
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
-    told = None
+    told: tuple[int, dict[str, float]] = (-1, {})
     while thread.is_alive():
         thread.join(timeout=0.5)
         if progress is not None:
-            done, numbers = ray.get(board.read.remote())
+            done, numbers = _read(board) or told
             if (done, numbers) != told:
                 told = (done, numbers)
                 progress("train", done, steps, **numbers)
     if failure:
         raise _as_users_error(failure[0]) from failure[0]
     if progress is not None:
-        progress("train", steps, steps, **ray.get(board.read.remote())[1])
+        progress("train", steps, steps, **(_read(board) or told)[1])
+
+
+def _read(board: Any) -> tuple[int, dict[str, float]] | None:
+    """What the board says; None where it was lost with its node, which is no reason to stop the training."""
+    import ray
+
+    try:
+        return ray.get(board.read.remote())
+    except ray.exceptions.RayActorError:
+        return None
 
 
 def _as_users_error(error: BaseException) -> BaseException:
