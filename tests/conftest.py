@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,19 @@ def _one_torch_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """An embedded Ray with 4 logical CPUs for the whole session; ``ray_session`` in workers joins it."""
+def ray_cluster(s3_process: S3Server) -> Iterator[str]:
+    """An embedded Ray with 4 logical CPUs for the whole session; ``ray_session`` in workers joins it.
+
+    Its nodes have the keys of the S3 server in their environment, as those of a real cluster would: tests that come
+    later run on it whether they ask for it or not.
+    """
     from workers.cluster import ray_session
 
-    with ray_session("local", num_cpus=4) as address:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in s3_process.environment.items():
+                patch.setenv(name, value)
+            address = stack.enter_context(ray_session("local", num_cpus=4))
         yield address
 
 
