@@ -1,4 +1,4 @@
-"""The export flow: a dataset version or predictions into COCO JSON."""
+"""The export flow: a dataset version into another format, predictions into COCO results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def export_task(config: ExportConfig) -> Result:
 
 @flow(name="export")
 def export(config: ExportConfig) -> Result:
-    """Writes COCO JSON.
+    """Writes what ``config.format`` names.
 
     Returns:
-        ``files`` (name -> URI), ``num_images``, ``num_objects``.
+        ``files`` (name -> URI), ``num_images``, ``num_objects``, and ``losses`` where the format cannot carry all.
     """
     written = export_task(config)
     for name, uri in written["files"].items():
-        show_link("export", uri, f"COCO JSON: {name or 'all'}")
+        show_link("export", uri, f"{config.format}: {name or 'all'}")
     return written

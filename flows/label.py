@@ -10,7 +10,7 @@ from flows import steps
 from flows.config import LabelConfig
 from flows.progress import current_progress
 from flows.steps import Result, config_digest
-from flows.tasks import DURABLE, dataset_is_there, digest_of_dataset, digest_of_model, show_table, verified
+from flows.tasks import DURABLE, digest_of_dataset, digest_of_model, predictions_are_there, show_table, verified
 
 
 def _cache_key(context: Any, parameters: dict[str, Any]) -> str | None:
@@ -40,6 +40,6 @@ def label(config: LabelConfig) -> Result:
 
 def run_label(config: LabelConfig) -> Result:
     """The task with its checks and artifacts, for any flow."""
-    predictions = verified(label_task, config, dataset_is_there)
+    predictions = verified(label_task, config, predictions_are_there)
     show_table("predictions", predictions, "Predictions")
     return predictions

@@ -53,6 +53,18 @@ def dataset_is_there(result: Result) -> bool:
         return False
 
 
+def predictions_are_there(result: Result) -> bool:
+    """The prediction set is, and so is its COCO results file where one was asked for."""
+    from pipelines.storage import split_uri
+
+    results = result["coco_results_uri"]
+    if results is not None:
+        store, name = split_uri(results)
+        if not store.exists(name):
+            return False
+    return dataset_is_there(result)
+
+
 def model_is_there(result: Result) -> bool:
     """The model's manifest is there with the digest it was made with."""
     from workers.models import describe_model
