@@ -120,6 +120,11 @@ def _resolve(name: str, defaults: Any, options: Mapping[str, Any]) -> Any:
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}."
             raise ValueError(f"{name} has no option {option!r}; {hint}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    for option, value in given.items():
+        default = getattr(defaults, option)
+        kinds = (float, int) if isinstance(default, float) else (type(default),)
+        if default is not None and type(value) not in kinds:
+            raise ValueError(f"{name}'s option {option} is {value!r}; it must be of type {kinds[0].__name__}")
     return type(defaults)(**{**asdict(defaults), **given})
 
 

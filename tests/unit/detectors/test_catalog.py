@@ -61,6 +61,8 @@ def test_unknown_and_bad_options_are_told() -> None:
         create("retinanet_lite0", num_classes=3, head_deph=2)
     with pytest.raises(ValueError, match="box_loss is 'l3'; choose one of smooth_l1, l1, giou"):
         create("retinanet_lite0", num_classes=3, box_loss="l3")
+    with pytest.raises(ValueError, match="option head_depth is 'two'; it must be of type int"):
+        create("retinanet_lite0", num_classes=3, head_depth="two")
     with pytest.raises(ValueError, match="at least one class"):
         create("retinanet_lite0", num_classes=0)
     with pytest.raises(ValueError, match="norm 'frozen_bn' is not one a neck or head can have"):
