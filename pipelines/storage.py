@@ -22,13 +22,15 @@ import fsspec
 import pyarrow as pa
 
 _CREATE_ATTEMPTS = 8
+_CHUNK = 8 * 2**20
 _S3_SCHEMES = frozenset({"s3", "s3a"})
 T = TypeVar("T")
 
 
 def redact(uri: str) -> str:
     """The URI without user name, password or signed query: safe for rows, logs and messages."""
-    uri = re.sub(r"^([a-z0-9+.-]+://)[^/@]*@", r"\1", uri, flags=re.IGNORECASE)
+    # A user may stand there without a password, but "@labels/" behind a bucket's name makes a dataset reference.
+    uri = re.sub(r"^([a-z0-9+.-]+://)(?:[^/@]*:[^/@]*@|[^/@]*@(?!labels/))", r"\1", uri, flags=re.IGNORECASE)
     return uri.split("?", 1)[0] if "://" in uri else uri
 
 
@@ -170,9 +172,13 @@ class Store:
             temporary.unlink(missing_ok=True)
 
     def upload(self, local: Path, path: str) -> None:
-        """Create or replace a file from a local one."""
+        """Create or replace a file from a local one; memory holds a piece of it at a time."""
         if self.is_local:
-            self.write_bytes(path, local.read_bytes())
+            folder = path.rpartition("/")[0]
+            with self.new_file(folder) as new, local.open("rb") as stream:
+                while content := stream.read(_CHUNK):
+                    new.write(content)
+                new.publish(path)
         else:
             retrying(lambda: self.fs.put_file(str(local), self._full(path)), self.join(path))
 
@@ -239,10 +245,6 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in names)
-
-    def files(self) -> Iterator[str]:
-        for stat in self.list_files():
-            yield stat.path
 
     def _write_temporary(self, path: str, content: bytes | memoryview) -> Path:
         target = Path(self._full(path))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import storage
 from pipelines.storage import Store, absolute, read_uri, redact
 
 
@@ -20,6 +21,17 @@ def test_paths_are_relative_to_the_root(tmp_path: Path) -> None:
     assert store.children("nowhere") == [] == store.list_files("nowhere")
     assert read_uri(store.join("b/c.bin")) == b"0123456789"
     assert pickle.loads(pickle.dumps(store)).exists("b/c.bin")
+
+
+def test_an_upload_replaces_the_file_and_leaves_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_CHUNK", 4)
+    local = tmp_path / "local"
+    store = Store.open(tmp_path / "store")
+    for content in (b"0123456789", b""):
+        local.write_bytes(content)
+        store.upload(local, "a/b.bin")
+        assert store.read_bytes("a/b.bin") == content
+    assert [f.path for f in store.list_files()] == ["a/b.bin"]
 
 
 def test_memory_is_a_store_too() -> None:
@@ -47,6 +59,9 @@ def test_unknown_scheme_names_itself() -> None:
     [
         ("s3://key:secret@bucket/a", "s3://bucket/a"),
         ("https://host/a?X-Amz-Signature=1", "https://host/a"),
+        ("https://key@host/a", "https://host/a"),
+        ("s3://bucket@labels/gt:3", "s3://bucket@labels/gt:3"),
+        ("s3://key:secret@labels/a", "s3://labels/a"),
         ("/a/b@c?d", "/a/b@c?d"),
         ("s3://bucket/a@labels/gt:3", "s3://bucket/a@labels/gt:3"),
     ],
