@@ -165,8 +165,10 @@ def _hashes(dataset: Dataset, labels: Mapping[str, _Label], image_ids: Collectio
     found: dict[str, str] = {}
     for stem in {labels[i].stem for i in image_ids}:
         table = pq.read_table(pa.BufferReader(store.read_bytes(index_path(stem))), columns=["image_id", "sha256"])
-        found |= dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-    return {i: found[i] for i in image_ids}
+        hashes = dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+        # A shard may also hold an image that was removed and came again in another.
+        found |= {i: hashes[i] for i in image_ids if labels[i].stem == stem}
+    return found
 
 
 def _check_newest(wanted: Reference, before: delta.Snapshot) -> None:
