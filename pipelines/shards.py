@@ -315,10 +315,10 @@ def read_row_group(
     with Store.open(ref.shard.uri).open_arrow(ref.shard.image_path) as stream:
         images = pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read_row_group(ref.row_group)
         rows = labels_from_arrow(labels)
-        records = _join(images, [row.row - first for row in rows], rows)
+        records = join_records(images, [row.row - first for row in rows], rows)
     if verify:
         for record in records:
-            _verify(record.image, record.sha256, record.image_id, ref.shard)
+            verify_image(record.image, record.sha256, record.image_id, ref.shard)
     return records
 
 
@@ -347,7 +347,7 @@ def read_image(ref: ShardRef, row: int) -> bytes:
     if not 0 <= row < len(index["image_id"]):
         raise ValueError(f"row {row} is not in {ref.image_path}, which has {len(index['image_id'])} images")
     image = Store.open(ref.uri).read_range(ref.image_path, index["offset"][row], index["length"][row])
-    _verify(image, index["sha256"][row], index["image_id"][row], ref)
+    verify_image(image, index["sha256"][row], index["image_id"][row], ref)
     return image
 
 
@@ -358,7 +358,8 @@ def read_image_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
         return pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read(columns=list(columns))
 
 
-def _verify(image: bytes, sha256: str, image_id: str, ref: ShardRef) -> None:
+def verify_image(image: bytes, sha256: str, image_id: str, ref: ShardRef) -> None:
+    """Raises CorruptShard."""
     if hashlib.sha256(image).hexdigest() != sha256:
         raise CorruptShard(
             f"{ref.image_path} in {redact(ref.uri)}: the stored bytes of {image_id!r} differ from their sha256; "
@@ -366,7 +367,8 @@ def _verify(image: bytes, sha256: str, image_id: str, ref: ShardRef) -> None:
         )
 
 
-def _join(images: pa.Table, places: Sequence[int], rows: Sequence[LabelRow]) -> list[ImageRecord]:
+def join_records(images: pa.Table, places: Sequence[int], rows: Sequence[LabelRow]) -> list[ImageRecord]:
+    """Rows of an images table, by their places in it, with their labels."""
     columns = {f.name: images.column(f.name) for f in IMAGES}
     plain = {name: column.to_pylist() for name, column in columns.items() if name != "image"}
     contents = columns["image"].combine_chunks()

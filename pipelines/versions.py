@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from pipelines import delta
 from pipelines.commits import DatasetVersion, commit_images, commit_labels, find_version
+from pipelines.lookup import ImagePlace, find_image, read_record
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.references import (
     DEFAULT_LABEL_SET,
@@ -40,6 +41,7 @@ from pipelines.shards import (
     read_shard,
     shard_row_groups,
     shard_stem,
+    verify_image,
 )
 from pipelines.storage import Store, redact
 
@@ -105,6 +107,11 @@ class Dataset:
         """Images by split."""
         return dict(self.metadata["splits"])
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the images are in this dataset; an archive's, of which these are predictions, lie elsewhere."""
+        return int(self.metadata["images_version"]) >= 0
+
     def row_groups(self) -> tuple[RowGroupRef, ...]:
         """All row groups in shard order. Reads every label file (small), no image file."""
         with ThreadPoolExecutor(_READERS) as pool:
@@ -131,6 +138,29 @@ class Dataset:
             for row in read_labels(shard):
                 if row.annotations is not None and (splits is None or row.split in splits):
                     yield row.image_id, row.coco_image_id, row.width, row.height, row.annotations
+
+    def read_bytes(self, image_id: str) -> bytes:
+        """One image as it was ingested: a lookup of two small range reads, then one range read.
+
+        Raises:
+            KeyError: the version has no such image.
+            CorruptShard: the stored bytes differ from their digest.
+        """
+        return self._find(image_id)[1]
+
+    def read(self, image_id: str) -> ImageRecord:
+        """One image with its annotations: as ``read_bytes``; what is small of its shard is read once and kept."""
+        place, image = self._find(image_id)
+        return read_record(self.shards[place.shard], place.row, image)
+
+    def _find(self, image_id: str) -> tuple[ImagePlace, bytes]:
+        place = find_image(self.uri, self.label_set, self.digest, self.shards, image_id)
+        if place is None:
+            raise KeyError(f"{redact(self.reference)} has no image {image_id!r}")
+        shard = self.shards[place.shard]
+        image = Store.open(self.uri).read_range(shard.image_path, place.offset, place.length)
+        verify_image(image, place.sha256, image_id, shard)
+        return place, image
 
     def history(self) -> list[delta.Commit]:
         """The commits of this label set up to this version, newest first."""
