@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines import delta
 from pipelines.references import parse_reference
-from pipelines.shards import ShardRef, index_path, shard_stem
+from pipelines.shards import index_path, shard_stem
 from pipelines.storage import Store, redact
 from pipelines.versions import list_label_sets, open_dataset
 
@@ -50,18 +50,21 @@ def verify(reference: str) -> list[Problem]:
         One problem a missing, cut or changed file, images named; empty where all is well.
     """
     dataset = open_dataset(reference)
+    store = Store.open(dataset.uri)
+    # Predictions have several label files an image shard, or none of our image shards at all.
+    image_paths = sorted({ref.image_path for ref in dataset.shards}) if dataset.has_images else []
     with ThreadPoolExecutor(_READERS) as pool:
-        return [problem for problems in pool.map(_verify_shard, dataset.shards) for problem in problems]
+        labels = pool.map(
+            lambda ref: _verify_name(store, ref.label_path, ref.label_path.split(".")[-2]), dataset.shards
+        )
+        images = pool.map(lambda path: _verify_shard(store, path), image_paths)
+        return [problem for problems in (*labels, *images) for problem in problems]
 
 
-def _verify_shard(ref: ShardRef) -> list[Problem]:
-    store = Store.open(ref.uri)
-    stem = shard_stem(ref.image_path)
-    found = [
-        *_verify_name(store, ref.label_path, ref.label_path.split(".")[-2]),
-        *_verify_name(store, ref.image_path, stem.removeprefix("part-")),
-    ]
-    return found + _verify_images(store, ref.image_path, index_path(stem))
+def _verify_shard(store: Store, path: str) -> list[Problem]:
+    stem = shard_stem(path)
+    found = _verify_name(store, path, stem.removeprefix("part-"))
+    return found + _verify_images(store, path, index_path(stem))
 
 
 def _verify_name(store: Store, path: str, digest: str) -> list[Problem]:

@@ -215,7 +215,7 @@ class PredictionSet:
     @property
     def is_archive(self) -> bool:
         """Whether the images lie elsewhere than in this dataset."""
-        return int(self.labels.metadata["images_version"]) < 0
+        return not self.labels.has_images
 
     def status(self) -> dict[str, int]:
         """Images by status: ``ok``, ``failed``. Reads one column of every label file."""

@@ -11,6 +11,7 @@ from pipelines import open_dataset, open_predictions
 from pipelines.byte_ranges import MAX_GAP, MAX_REQUEST, read_stored_images, requests
 from pipelines.commits import commit_images, commit_labels
 from pipelines.ledger import Ledger, LedgerEntry
+from pipelines.maintenance import verify
 from pipelines.predictions import (
     ArchivePlace,
     QuarantineRow,
@@ -169,6 +170,28 @@ def test_equal_rows_make_equal_files(tmp_path):
     again = write_predictions(store, "pred-x", "archive-1", rows, places)
     assert first == again
     assert write_predictions(store, "pred-x", "archive-1", rows[1:], places[1:]).path != first.path
+
+
+def test_an_archives_predictions_verify_by_themselves(tmp_path):
+    store, rows = Store.open(tmp_path), prediction_rows()
+    places = [ArchivePlace(source="a.tar", member=r.image_id, offset=1, length=2) for r in rows]
+    file = write_predictions(store, "pred-x", "archive-1", rows, places)
+    ledger = Ledger()
+    ledger.imported("image", len(rows))
+    made = commit_predictions(
+        store.uri,
+        "pred-x",
+        [file],
+        plan_id="plan",
+        label_map=SOURCE.label_map,
+        images_version=None,
+        ledger=ledger,
+        provenance={},
+    )
+    assert not open_dataset(made.reference).has_images
+    assert verify(made.reference) == []
+    (tmp_path / file.path).write_bytes(b"other bytes")
+    assert [problem.path for problem in verify(made.reference)] == [file.path]
 
 
 def test_quarantine_is_kept_by_plan(tmp_path):
