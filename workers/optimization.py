@@ -38,7 +38,7 @@ def make_optimizer(detector: nn.Module, config: TrainConfig) -> torch.optim.Opti
         case "adamw":
             return torch.optim.AdamW(settings, lr=config.lr)
         case "sgd":
-            return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, nesterov=True)
+            return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 def learning_rate(step: int, *, total_steps: int, lr: float, warmup_steps: int, final_lr_ratio: float = 0.01) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import detectors
+from detectors.transforms import Augmentation
 from pipelines.records import LabelMap
 from pipelines.storage import Store, absolute, redact
 from pipelines.versions import Dataset, open_dataset
@@ -65,6 +66,11 @@ def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
     Raises:
         ValueError: see ``train``.
     """
+    if not dataset.has_images:
+        raise ValueError(
+            f"{dataset.reference} holds predictions of an archive, whose images are not in it; ingest the archive, "
+            "label that dataset, and train on its label set"
+        )
     _check_split(dataset, config.train_split, config.workers)
     if config.val_split is not None:
         _check_split(dataset, config.val_split, config.workers)
@@ -86,7 +92,8 @@ def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
     else:
         weights = fetch_backbone(config.pretrained_backbone, name)
         inputs["backbone"] = "" if weights is None else file_digest(weights)
-    # Built here once, so that an unknown name or option is told before a cluster starts.
+    # Built here once, so that an unknown name, option or bad number is told before a cluster starts.
+    Augmentation(size=config.image_size, **asdict(config.augment))
     spec = detectors.create(name, num_classes=len(label_map), **options).spec
     config = replace(
         config,

@@ -71,7 +71,8 @@ class TrainConfig:
         val_every: epochs between validations; the last epoch is always validated.
         keep_checkpoints: how many of the newest checkpoints stay.
         max_failures: times that the run goes on from its last checkpoint after a worker or node was lost.
-        cache_mb: encoded images that a worker keeps in memory, so that a small dataset is read once.
+        cache_mb: encoded images that a worker keeps in memory, so that a small dataset is read once; as much again of
+            the validation split.
         overwrite: replace a model of another job in ``out``.
         ray_address: see ``workers.cluster``.
     """
@@ -131,6 +132,14 @@ class TrainConfig:
             raise ValueError(f"ema={self.ema} must lie in 0 <= ema < 1, such as 0.99; 0 switches it off")
         if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
             raise ValueError(f"cpus_per_worker={self.cpus_per_worker} must be at least 1, or None")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm} must be above 0, or None for no clipping")
+        for name in ("backbone_lr_ratio", "weight_decay", "warmup_steps", "max_failures"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        for name in ("final_lr_ratio", "momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in 0..1")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

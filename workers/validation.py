@@ -50,7 +50,7 @@ class Validator:
         if self._rank != 0:
             return {}
         # The order of images decides between equal scores, and is that of any other evaluation of the dataset.
-        images = sorted((image for part in gathered for image in part), key=lambda image: image[0])
+        images = sorted((image for part in gathered for image in part), key=lambda image: image[:2])
         metrics = evaluate_boxes(
             [(image_id, truth) for _, image_id, truth, _ in images],
             [(image_id, found) for _, image_id, _, found in images],

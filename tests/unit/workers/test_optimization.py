@@ -45,6 +45,11 @@ def test_norms_and_biases_are_not_decayed_and_the_backbone_has_its_own_rate(kind
     assert {group["lr"] for group in optimizer.param_groups} == {0.1, 0.2}
 
 
+def test_sgd_without_momentum_is_plain():
+    (group, *_) = make_optimizer(Small(), config(optimizer="sgd", momentum=0.0)).param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.0, False)
+
+
 def test_a_detector_that_cannot_learn_is_an_error():
     with pytest.raises(ValueError, match="no parameter of Small learns"):
         make_optimizer(Small().requires_grad_(False), config())

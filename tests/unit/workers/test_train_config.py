@@ -27,6 +27,12 @@ def test_json_and_back():
         ("optimizer", "adam"),
         ("precision", "fp16"),
         ("cpus_per_worker", 0),
+        ("clip_norm", 0.0),
+        ("weight_decay", -0.1),
+        ("warmup_steps", -1),
+        ("max_failures", -1),
+        ("momentum", 1.5),
+        ("final_lr_ratio", float("nan")),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_its_value(name, value):

@@ -12,7 +12,7 @@ from pipelines.records import Annotations, Category, ImageRecord, LabelMap
 from pipelines.shards import label_rows, write_image_shard, write_label_shard
 from pipelines.storage import Store
 from pipelines.versions import DatasetNotFound
-from workers.train import TrainConfig, train
+from workers.train import AugmentConfig, TrainConfig, train
 
 LABELS = LabelMap(categories=(Category(category_id=4, name="cat"), Category(category_id=9, name="dog")))
 BOX = Annotations.from_boxes(np.array([[1, 1, 5, 5]]), np.array([4]))
@@ -68,6 +68,7 @@ def attempt(dataset, tmp_path, **changes):
         ({"workers": 3}, r"split 'val' of .* has 2 image\(s\), too few for 3 workers"),
         ({"detector": "retinanet_lite"}, "no detector 'retinanet_lite'; did you mean retinanet_lite0"),
         ({"detector_options": {"head_dept": 1}}, "no option 'head_dept'; did you mean head_depth"),
+        ({"augment": AugmentConfig(scale=(1.5, 0.5))}, r"scale \(1.5, 0.5\) must be \(low, high\)"),
         ({"detector": "retinanet_r18_fpn"}, "no ImageNet weights for retinanet_r18_fpn"),
     ],
 )
