@@ -59,17 +59,7 @@ def submit_job(
             f"no Ray dashboard answers at {address!r}: {error}. Give the address that `ray start --head` prints, and "
             "the RAY_AUTH_MODE (and token) of the cluster"
         ) from error
-    attempt = _running_attempt(client, submission_id)
-    if attempt is None:
-        attempt = uuid4().hex
-        # Credentials and endpoints are not sent: a job's runtime_env is shown to everybody on the dashboard. The
-        # nodes have them in their own environment.
-        client.submit_job(
-            entrypoint=shlex.join([*command, attempt]),
-            submission_id=submission_id,
-            metadata={"attempt": attempt},
-            runtime_env={"working_dir": working_dir} if working_dir else {},
-        )
+    attempt = _running_attempt(client, submission_id) or _start(client, command, submission_id, working_dir)
     seen = 0
     while True:
         # The status first: what was logged before the end is then complete.
@@ -84,6 +74,26 @@ def submit_job(
             message = client.get_job_info(submission_id).message
             return _outcome(lines, attempt, f"Ray Job {submission_id}", f"{status} ({message})")
         time.sleep(_POLL_SECONDS)
+
+
+def _start(client: Any, command: Sequence[str], submission_id: str, working_dir: str | None) -> str:
+    """Starts an attempt, or joins that of somebody who submitted the same job in this moment; returns its name."""
+    attempt = uuid4().hex
+    try:
+        # Credentials and endpoints are not sent: a job's runtime_env is shown to everybody on the dashboard. The
+        # nodes have them in their own environment.
+        client.submit_job(
+            entrypoint=shlex.join([*command, attempt]),
+            submission_id=submission_id,
+            metadata={"attempt": attempt},
+            runtime_env={"working_dir": working_dir} if working_dir else {},
+        )
+    except RuntimeError:
+        joined = _running_attempt(client, submission_id)
+        if joined is None:
+            raise
+        return joined
+    return attempt
 
 
 def source_root() -> str | None:
