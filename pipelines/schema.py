@@ -100,7 +100,7 @@ class LabelRow:
         box_frame: ``stored`` where EXIF turns the image for viewers: the boxes do not turn with it. None for others.
         neg: category ids verified to be absent (LVIS), or None.
         not_exhaustive: category ids of which not every object is annotated (LVIS), or None.
-        status: ``ok`` or ``error`` for predictions, None for truth.
+        status: ``ok`` or ``failed`` for predictions, None for truth.
         error: why there is no prediction.
         input_sha256: of the image bytes that the model saw.
     """

@@ -144,7 +144,7 @@ def _archive_input(uri: str) -> LabelInput:
             f"{redact(uri)} holds no dataset and no images ({', '.join(IMAGE_SUFFIXES)}); "
             f"{len(found)} of its members were refused"
         )
-    files = [[f.path.removeprefix(uri), f.size, f.etag] for f in input_files(uri)] if len(members) else []
+    files = [[f.path.removeprefix(uri), f.size, f.etag] for f in input_files(uri)]
     # An archive's own etag covers what a listing cannot see; a folder's files are in the listing one by one.
     digest = make_plan_id(listing=listing_digest(iter(members)), file=files if len(files) == 1 else [])
     return LabelInput(
