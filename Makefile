@@ -34,7 +34,7 @@ check: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	@test -f "tests/benchmarks/$(subst -,_,$(NAME)).py" || { \
-	  echo "make bench NAME=<name>, one of:" $$(cd tests/benchmarks && ls *.py | sed 's/\.py$$//') >&2; exit 2; }
+	  echo "make bench NAME=<name>, one of:" $$(cd tests/benchmarks && grep -l '^if __name__' *.py | sed 's/\.py$$//' | tr _ -) >&2; exit 2; }
 	$(BIN)/python -m tests.benchmarks.$(subst -,_,$(NAME)) $(ARGS)
 
 clean:

@@ -67,7 +67,7 @@ class TrainConfig:
         backbone_lr_ratio: the learning rate of the backbone relative to ``lr``.
         clip_norm: gradients are clipped to this global norm; None leaves them.
         ema: decay of the moving average of weights a step, 0 is off. It is what is validated and saved.
-        precision: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where it is faster: GPUs that have it).
+        precision: "float32", "bfloat16" (autocast) or "auto": bfloat16 where the GPU or CPU has instructions for it.
         val_every: epochs between validations; the last epoch is always validated.
         keep_checkpoints: how many of the newest checkpoints stay.
         max_failures: times that the run goes on from its last checkpoint after a worker or node was lost.
