@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipelines import delta
 from pipelines.ledger import Ledger
-from pipelines.lineage import transaction_of
+from pipelines.lineage import PURGE, lineage, transaction_of
 from pipelines.records import LabelMap
 from pipelines.references import (
     CategoryMismatch,
@@ -63,12 +63,20 @@ class DatasetVersion:
 
 def commit_images(uri: str, files: Sequence[ShardFile], *, plan_id: str) -> int:
     """Add image shards; they are in no dataset version until labels name them. Returns the images version."""
+    stems = {shard_stem(f.path) for f in files}
+
+    def metadata(before: delta.Snapshot) -> dict[str, Any]:
+        # What was purged once may come again, under the same name: then it is there.
+        purged = {old: new for old, new in before.metadata.get("purged", {}).items() if old not in stems}
+        values = {"schema_version": SCHEMA_VERSION, "plan_id": plan_id}
+        return {**values, "purged": purged} if purged else values
+
     version, _ = delta.commit_once(
         Store.open(uri).sub("images"),
         [_table_file(f) for f in files],
         schema=IMAGES,
         transaction_id=plan_id,
-        metadata=lambda _: {"schema_version": SCHEMA_VERSION, "plan_id": plan_id},
+        metadata=metadata,
     )
     return version
 
@@ -144,11 +152,21 @@ def commit_labels(
 
 def find_version(uri: str, label_set: str, plan_id: str) -> DatasetVersion | None:
     """The version that a plan has made, if it has and was not rolled back since."""
+    table = Store.open(uri).sub("labels", label_set)
     try:
-        _, version = transaction_of(Store.open(uri).sub("labels", label_set), plan_id)
+        _, version = transaction_of(table, plan_id)
     except delta.TableNotFound:
         return None
-    return None if version is None else describe_version(uri, label_set, version, found=True)
+    if version is None:
+        return None
+    newest = delta.newest_version(table)
+    for commit in lineage(table, newest):
+        if commit.version <= version:
+            break
+        if (commit.metadata.get("revision") or {}).get("operation") == PURGE:
+            version = newest  # of older versions images are missing
+            break
+    return describe_version(uri, label_set, version, found=True)
 
 
 def _transaction_id(table: Store, plan_id: str) -> str:

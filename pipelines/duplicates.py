@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.label_commits import rewrite_label_file
 from pipelines.ledger import Ledger, LedgerEntry, Subject
 from pipelines.records import Annotations
-from pipelines.revisions import rewrite_label_file
 from pipelines.schema import annotations_to_arrow
 from pipelines.shards import (
     ShardFile,

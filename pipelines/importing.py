@@ -14,6 +14,7 @@ from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
 from pipelines.duplicates import Dedupe, count_duplicates, find_new_duplicates, leave_out_duplicates
 from pipelines.jobs import Job, Plan, Receipt, files_of
+from pipelines.label_commits import settle
 from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.ledger_listing import write_commit_ledger
 from pipelines.pixels import check_pixels
@@ -244,7 +245,7 @@ def commit_job(job: Job, plan: Plan, *, strict: bool = False, dedupe: Dedupe = "
     if not ledger.kept("image"):
         raise EmptyDataset(f"not one image could be imported to {where}: {_first_entries(ledger)}")
     images_version = commit_images(job.dataset_uri, image_files, plan_id=plan.plan_id)
-    return commit_labels(
+    version = commit_labels(
         job.dataset_uri,
         label_set,
         label_files,
@@ -259,6 +260,7 @@ def commit_job(job: Job, plan: Plan, *, strict: bool = False, dedupe: Dedupe = "
             "duplicates": count_duplicates(duplicates),
         },
     )
+    return settle(Store.open(job.dataset_uri), label_set) or version
 
 
 def _first_entries(ledger: Ledger) -> str:

@@ -8,7 +8,7 @@ from pipelines import delta
 from pipelines.jobs import make_plan_id
 from pipelines.storage import Store
 
-ROLL_BACK, REPLACE = "roll back", "replace labels"
+ROLL_BACK, REPLACE, PURGE = "roll back", "replace labels", "purge"
 
 
 def lineage(table: Store, version: int | None = None) -> Iterator[delta.Commit]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.commits import DatasetVersion, commit_labels
+from pipelines.label_commits import settle
 from pipelines.ledger import Ledger
 from pipelines.records import Annotations, ImageRecord, LabelMap, Rle
 from pipelines.references import DatasetNotFound, parse_reference
@@ -151,7 +152,7 @@ def commit_predictions(
     Args:
         images_version: of the dataset's images table; None for an archive, which has none.
     """
-    return commit_labels(
+    version = commit_labels(
         uri,
         label_set,
         files,
@@ -163,6 +164,7 @@ def commit_predictions(
         provenance=provenance,
         schema=LABELS if images_version is not None else ARCHIVE_ROWS,
     )
+    return settle(Store.open(uri), label_set) or version
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

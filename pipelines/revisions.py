@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import delta
-from pipelines.commits import DatasetVersion, describe_version, version_digest
+from pipelines.commits import DatasetVersion
+from pipelines.label_commits import (
+    check_newest,
+    commit_revision,
+    file_changes,
+    moved_files,
+    purged_shards,
+    revised_metadata,
+    rewrite_label_file,
+)
 from pipelines.lineage import ROLL_BACK
-from pipelines.records import LabelMap
-from pipelines.references import EmptyDataset, Reference, parse_reference
+from pipelines.references import Reference, check_schema, parse_reference
 from pipelines.shards import index_path, read_label_file, shard_stem
 from pipelines.storage import Store, redact
 from pipelines.versions import Dataset, open_dataset
@@ -62,8 +68,10 @@ def remove_images(reference: str, image_ids: Collection[str]) -> DatasetVersion:
     store = Store.open(wanted.uri)
     ids = sorted(set(image_ids))
 
+    open_dataset(Reference(uri=wanted.uri, label_set=wanted.label_set))
+
     def change(before: delta.Snapshot) -> delta.Change:
-        _check_newest(wanted, before)
+        check_newest(wanted, before)
         add, remove, left = [], [], set(ids)
         for file in before.files:
             path = f"labels/{wanted.label_set}/{file.path}"
@@ -84,10 +92,10 @@ def remove_images(reference: str, image_ids: Collection[str]) -> DatasetVersion:
         gone_paths = {file.path for file in remove}
         files = [file for file in before.files if file.path not in gone_paths] + add
         done = {"operation": "remove", "images": len(ids), "from_version": before.version}
-        metadata = _metadata(store, wanted.label_set, before.metadata, files, done)
+        metadata = revised_metadata(store, wanted.label_set, before.metadata, files, done)
         return delta.Change(add=tuple(add), remove=tuple(remove), metadata=metadata)
 
-    return _commit(store, wanted, change)
+    return commit_revision(store, wanted, change)
 
 
 def roll_back(reference: str) -> DatasetVersion:
@@ -103,24 +111,28 @@ def roll_back(reference: str) -> DatasetVersion:
     open_dataset(wanted)
     store = Store.open(wanted.uri)
     old = delta.open_snapshot(store.sub("labels", wanted.label_set), wanted.version)
+    check_schema(old.metadata, redact(reference))
     missing = [f.path for f in old.files if not store.exists(f"labels/{wanted.label_set}/{f.path}")]
     if missing:
         raise ValueError(f"{redact(reference)} cannot be gone back to: {missing[0]} was vacuumed")
 
     def change(before: delta.Snapshot) -> delta.Change:
-        now, then = ({f.path: f for f in snapshot.files} for snapshot in (before, old))
         done = {"operation": ROLL_BACK, "to_version": old.version, "from_version": before.version}
-        return delta.Change(
-            add=tuple(then[path] for path in sorted(then.keys() - now.keys())),
-            remove=tuple(now[path] for path in sorted(now.keys() - then.keys())),
-            metadata={**old.metadata, "images_version": before.metadata["images_version"], "revision": done},
-        )
+        metadata = {**old.metadata, "images_version": before.metadata["images_version"], "revision": done}
+        # What was purged since does not come back.
+        files = moved_files(store, wanted.label_set, old.files, purged_shards(store))
+        if files != list(old.files):
+            metadata = revised_metadata(store, wanted.label_set, metadata, files, done)
+        return file_changes(before.files, files, metadata)
 
-    return _commit(store, wanted, change)
+    return commit_revision(store, wanted, change)
 
 
 def diff(first: str, second: str) -> Difference:
-    """What the second version has otherwise than the first. Files that both have are not read."""
+    """What the second version has otherwise than the first. Files that both have are not read.
+
+    Whether bytes differ cannot be told of shards that were purged since: they count as equal.
+    """
     one, other = open_dataset(first), open_dataset(second)
     same = {s.label_path.rsplit("/", 1)[-1] for s in one.shards} & {
         s.label_path.rsplit("/", 1)[-1] for s in other.shards
@@ -134,7 +146,7 @@ def diff(first: str, second: str) -> Difference:
         added=tuple(sorted(new.keys() - old.keys())),
         removed=tuple(sorted(old.keys() - new.keys())),
         relabelled=tuple(sorted(i for i in both if old[i].digest != new[i].digest)),
-        replaced=tuple(i for i in moved if before[i] != after[i]),
+        replaced=tuple(i for i in moved if i in before and i in after and before[i] != after[i]),
         categories=one.label_map.digest != other.label_map.digest,
     )
 
@@ -164,60 +176,12 @@ def _hashes(dataset: Dataset, labels: Mapping[str, _Label], image_ids: Collectio
     store = Store.open(dataset.uri)
     found: dict[str, str] = {}
     for stem in {labels[i].stem for i in image_ids}:
-        table = pq.read_table(pa.BufferReader(store.read_bytes(index_path(stem))), columns=["image_id", "sha256"])
+        try:
+            content = store.read_bytes(index_path(stem))
+        except FileNotFoundError:  # purged since
+            continue
+        table = pq.read_table(pa.BufferReader(content), columns=["image_id", "sha256"])
         hashes = dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
         # A shard may also hold an image that was removed and came again in another.
         found |= {i: hashes[i] for i in image_ids if labels[i].stem == stem}
     return found
-
-
-def _check_newest(wanted: Reference, before: delta.Snapshot) -> None:
-    if wanted.version not in (None, before.version):
-        raise ValueError(
-            f"{redact(str(wanted))} is not the newest version, which is {before.version}; leave the version out, "
-            "or roll back first"
-        )
-
-
-def rewrite_label_file(store: Store, label_set: str, old_name: str, table: pa.Table) -> delta.TableFile:
-    """Write changed rows of a label file under the name that its content gives it."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_index=True)
-    content = bytes(sink.getvalue())
-    *front, _, suffix = old_name.split(".")
-    name = ".".join([*front, hashlib.sha256(content).hexdigest()[:32], suffix])
-    store.write_bytes(f"labels/{label_set}/{name}", content)
-    return delta.TableFile(path=name, size=len(content), rows=table.num_rows)
-
-
-def _metadata(
-    store: Store, label_set: str, old: Mapping[str, Any], files: list[delta.TableFile], done: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The counts of the files that remain; what the ledger says of past plans stays."""
-    if not files:
-        raise EmptyDataset(f"not one image would be left in {redact(store.uri)}, label set {label_set!r}")
-    splits: dict[str, int] = {}
-    objects = 0
-    for file in files:
-        table = read_label_file(store.uri, f"labels/{label_set}/{file.path}")
-        objects += pc.sum(pc.list_value_length(pc.struct_field(table["objects"], "id"))).as_py() or 0
-        for split in table["split"].to_pylist():
-            splits[split] = splits.get(split, 0) + 1
-    paths = sorted(f"labels/{label_set}/{file.path}" for file in files)
-    return {
-        **old,
-        "digest": version_digest(LabelMap.from_json(old["categories"]), paths, label_set),
-        "num_images": sum(splits.values()),
-        "num_objects": objects,
-        "splits": splits,
-        "revision": dict(done),
-    }
-
-
-def _commit(store: Store, wanted: Reference, change: Any) -> DatasetVersion:
-    open_dataset(Reference(uri=wanted.uri, label_set=wanted.label_set))
-    # Asked for twice, a change is made twice: the id only tells a lost answer from a lost race.
-    version, _ = delta.commit_change(
-        store.sub("labels", wanted.label_set), change, transaction_id=f"revision-{uuid.uuid4().hex}"
-    )
-    return describe_version(store.uri, wanted.label_set, version, found=False)
