@@ -66,8 +66,9 @@ def shared_ray(config: LifecycleConfig) -> Iterator[None]:
         return
     from workers.cluster import ray_session
 
-    cores = os.cpu_count() or 1
-    with ray_session(config.ray_address, num_cpus=max(cores, config.train.workers)):
+    # As many as training itself would start; with fewer it would wait for ever.
+    cpus = max(os.cpu_count() or 1, config.train.workers * (config.train.cpus_per_worker or 1))
+    with ray_session(config.ray_address, num_cpus=cpus):
         yield
 
 

@@ -65,7 +65,7 @@ def _names(parameter: Any) -> list[str]:
 
 
 def _default(value: Any) -> str:
-    return "" if value in (None, False, ()) or callable(value) else f"`{value}`"
+    return "" if value is None or value is False or value == () or callable(value) else f"`{value}`"
 
 
 def settings(model: type[Strict]) -> str:

