@@ -14,7 +14,7 @@ ROLL_BACK, REPLACE, PURGE = "roll back", "replace labels", "purge"
 def lineage(table: Store, version: int | None = None) -> Iterator[delta.Commit]:
     """The commits whose rows a version may still have, newest first; the newest version where none is given.
 
-    A roll back jumps to the version that it went back to; a replacement of all labels ends the walk.
+    A roll back jumps to the version that it went back to.
     """
     number = delta.newest_version(table) if version is None else version
     while number >= 0:
@@ -24,16 +24,19 @@ def lineage(table: Store, version: int | None = None) -> Iterator[delta.Commit]:
             continue
         yield commit
         revision = commit.metadata.get("revision") or {}
-        operation = revision.get("operation")
-        if operation == ROLL_BACK:
+        if revision.get("operation") == ROLL_BACK:
             number = int(revision["to_version"])
-        elif operation == REPLACE and revision.get("whole"):
-            return
 
 
 def plan_ids(table: Store, version: int | None = None) -> list[str]:
-    """The plans whose rows a version may still have, oldest first."""
-    found = dict.fromkeys(str(c.metadata["plan_id"]) for c in lineage(table, version) if c.metadata.get("plan_id"))
+    """The plans that a version's labels may come from, oldest first; a replacement of all labels is the first one."""
+    found: dict[str, None] = {}
+    for commit in lineage(table, version):
+        if commit.metadata.get("plan_id"):
+            found[str(commit.metadata["plan_id"])] = None
+        revision = commit.metadata.get("revision") or {}
+        if revision.get("operation") == REPLACE and revision.get("whole"):
+            break
     return list(reversed(found))
 
 

@@ -105,6 +105,9 @@ class CocoSource:
             for name, stat in _list_images(folder).items():
                 yield FileStat(path=f"{folder}/{name}", size=stat.size, etag=stat.etag)
 
+    def list_images(self) -> dict[str, dict[str, FileStat]]:
+        return {folder: _list_images(folder) for folder in sorted({s.images for s in self.splits})}
+
     def about(self) -> dict[str, Any]:
         """``info`` and ``licenses`` of each split's annotation file, as they are."""
         return {s.name: self._headers[s.annotations].other for s in self.splits}
@@ -118,7 +121,7 @@ class CocoSource:
                 staging.close()
 
     def _scan(self, staging: _Staging) -> Iterator[SourceItem | LedgerEntry]:
-        listed = {folder: _list_images(folder) for folder in sorted({s.images for s in self.splits})}
+        listed = self.list_images()
         read = [staging.read_split(number, s) for number, s in enumerate(self.splits)]
         self._check_some_found(read, listed)
         prefixes = _prefixes(self.splits, read)
