@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from detectors.blocks.norms import Norm, make_norm
@@ -99,8 +98,3 @@ def _subnet(in_channels: int, channels: int, depth: int, norm: Norm, separable: 
             layers.append(make_norm(norm, channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
-
-
-def channels_last(network: nn.Module) -> None:
-    """Weights to channels_last, in place, so that maps come out so and ``anchors_last`` is a view."""
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

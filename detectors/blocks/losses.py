@@ -15,24 +15,13 @@ BoxLoss = Literal["smooth_l1", "l1", "giou"]
 BOX_LOSSES: tuple[BoxLoss, ...] = ("smooth_l1", "l1", "giou")
 
 
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t), element by element.
-
-    Args:
-        logits, targets: of one shape; targets in {0, 1}.
-    Source: Lin et al. 2017, 1708.02002, equation 5; torchvision.ops.sigmoid_focal_loss.
-    """
-    signed = torch.where(targets > 0.5, logits, -logits)
-    alpha_t = torch.where(targets > 0.5, alpha, 1 - alpha)
-    return alpha_t * torch.sigmoid(-signed) ** gamma * F.softplus(-signed)
-
-
 def dense_focal_loss(
     logits: Tensor, positives: Tensor, labels: Tensor, weights: Tensor, *, alpha: float, gamma: float
 ) -> Tensor:
-    """Weighted sum of the focal loss over all anchors and classes, without a one-hot target.
+    """Weighted sum of FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t) over all anchors and classes.
 
-    Nearly every element is background, so all are summed as background, and the few true ones are put right.
+    There is no one-hot target: nearly every element is background, so all are summed as background, and the few
+    true ones are put right.
 
     Args:
         logits: (N, C).
@@ -41,6 +30,7 @@ def dense_focal_loss(
         weights: (N,) of each row; 0 ignores it.
     Returns:
         Scalar.
+    Source: Lin et al. 2017, 1708.02002, equation 5; torchvision.ops.sigmoid_focal_loss.
     """
     background = (1 - alpha) * torch.sigmoid(logits) ** gamma * F.softplus(logits)
     total = (background.sum(1) * weights).sum()
