@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.commits import DatasetVersion, commit_labels
+from pipelines.exports.coco_ids import coco_image_ids
 from pipelines.label_commits import settle
 from pipelines.ledger import Ledger
 from pipelines.records import Annotations, ImageRecord, LabelMap, Rle
@@ -294,27 +295,33 @@ def open_predictions(reference: str) -> PredictionSet:
 def to_coco_results(predictions: PredictionSet, out_uri: str, splits: Collection[str] | None = None) -> str:
     """Write COCO's results list: image_id, category_id, bbox xywh, score, and mask and keypoints where there are any.
 
-    Memory holds one label file's objects at a time.
+    Images have the ids of ``export_coco``, so that the two files can be scored against each other. Memory holds one
+    label file's objects at a time.
 
     Args:
         out_uri: of the JSON file, any fsspec URL.
         splits: only images of these.
     Returns:
         The URI.
+    Raises:
+        ValueError: images of several splits have one id, as their sources had.
     """
+    ids = None if predictions.is_archive else coco_image_ids(predictions.labels, splits)
     store, name = split_uri(out_uri)
     with tempfile.TemporaryDirectory(prefix="boxmill-results-") as folder:
         local = Path(folder) / "results.json"
         with local.open("w", encoding="utf-8") as file:
-            _write_results(file, predictions.annotations(splits))
+            _write_results(file, predictions.annotations(splits), ids)
         store.upload(local, name)
     return store.join(name)
 
 
-def _write_results(file: IO[str], images: Iterator[tuple[str, int, int, int, Annotations]]) -> None:
+def _write_results(
+    file: IO[str], images: Iterator[tuple[str, int, int, int, Annotations]], ids: Mapping[str, int] | None
+) -> None:
     separator = "["
-    for _, coco_image_id, _, _, found in images:
-        for result in _coco_results(coco_image_id, found):
+    for image_id, coco_image_id, _, _, found in images:
+        for result in _coco_results(coco_image_id if ids is None else ids[image_id], found):
             file.write(separator + json.dumps(result))
             separator = ",\n"
     file.write("[]\n" if separator == "[" else "]\n")

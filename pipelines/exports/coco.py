@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.exports.coco_ids import given_id, unique_ids
 from pipelines.records import LabelMap
 from pipelines.schema import LabelRow, load_json
 from pipelines.shards import ShardRef, read_image, read_image_columns, read_labels
@@ -83,10 +84,8 @@ def coco_document(
     dataset: Dataset, split: str, found: Sequence[tuple[LabelRow, ShardRef, dict[str, Any]]]
 ) -> dict[str, Any]:
     """One split as a COCO document, of all its rows."""
-    # The source's own id is kept apart where two splits of it numbered their images alike.
-    ids = [load_json(values["extra"]).get("id", row.coco_image_id) for row, _, values in found]
-    if len(set(ids)) < len(ids) or min(ids, default=0) < 0:
-        ids = list(range(1, len(ids) + 1))
+    ids_by_image = unique_ids({row.image_id: given_id(row.coco_image_id, v["extra"]) for row, _, v in found})
+    ids = [ids_by_image[row.image_id] for row, _, _ in found]
     about = _about(dataset, split)
     annotations: list[dict[str, Any]] = []
     for image_id, (row, _, _) in zip(ids, found, strict=True):
