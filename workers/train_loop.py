@@ -212,8 +212,12 @@ def train_epoch(
         grad_norm = nn.utils.clip_grad_norm_(learning, config.clip_norm or math.inf)
         values = torch.stack([total, grad_norm, *losses.values()]).detach().float().tolist()
         if not math.isfinite(values[0] + values[1]):
-            # The gradient is the same on all workers, so all come here in the same step.
-            raise _non_finite(values[0], samples, epoch=state.epoch + 1, step=step + 1, steps=steps, rank=rank)
+            # The gradient is the same on all workers, so all come here in the same step; a loss that breaks without
+            # its gradient is one worker's own, and nobody else would answer it.
+            shared = dist.is_initialized() and not math.isfinite(values[1])
+            raise _non_finite(
+                values[0], samples, epoch=state.epoch + 1, step=step + 1, steps=steps, rank=rank, shared=shared
+            )
         state.optimizer.step()
         if state.average is not None:
             update_average(state.average, detector, decay=config.ema, step=done)
@@ -257,12 +261,12 @@ def _distribute(detector: Detector, world: int, device: torch.device) -> nn.Modu
 
 
 def _non_finite(
-    loss: float, samples: Sequence[Sample], *, epoch: int, step: int, steps: int, rank: int
+    loss: float, samples: Sequence[Sample], *, epoch: int, step: int, steps: int, rank: int, shared: bool
 ) -> NonFiniteLoss:
-    """The same error on every worker, naming the batches whose own loss broke."""
+    """Names the batches whose own loss broke; the same error on every worker where all of them are here."""
     mine = (rank, loss, [sample.image_id for sample in samples])
     everyone: list[Any] = [mine]
-    if dist.is_initialized():
+    if shared:
         everyone = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
     culprits = [(r, value, ids) for r, value, ids in everyone if not math.isfinite(value)] or everyone
