@@ -27,7 +27,7 @@ def demo(
     out: Annotated[str, typer.Option("--out", help="Folder of all that is made.")] = "demo-out",
     num_train: Annotated[int, typer.Option(min=2, help="Images to learn from.")] = 500,
     num_val: Annotated[int, typer.Option(min=2, help="Images to measure on.")] = 100,
-    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
     image_size: Annotated[int, typer.Option(min=64, help="Longer side in model pixels.")] = 256,
     workers: Annotated[int, typer.Option(min=1, help="Training processes.")] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -49,7 +49,7 @@ def demo(
             "workers": workers,
             "seed": seed,
             # Each epoch's validation costs time that two cores do not have; the loss curve is per epoch all the same.
-            "val_every": max(1, epochs // 4),
+            "val_every": max(1, epochs // 3),
         },
         evaluate={"splits": ["val"], "title": "boxmill demo"},
     )
