@@ -45,6 +45,7 @@ class DatasetVersion:
         num_images, num_objects, splits: of the whole version.
         ledger: sums of the plan; see ``Ledger.sums``.
         duplicates: counts of images with the same bytes as an earlier one, as the plan's commit found them.
+        near_duplicates: counts of images of the version that look like an earlier one, where that was asked for.
         found: True if an earlier run of the same plan had made it.
     """
 
@@ -55,6 +56,7 @@ class DatasetVersion:
     splits: Mapping[str, int] = field(default_factory=dict)
     ledger: Mapping[str, Any] = field(default_factory=dict)
     duplicates: Mapping[str, int] = field(default_factory=dict)
+    near_duplicates: Mapping[str, int] = field(default_factory=dict)
     found: bool = False
 
     def to_json(self) -> dict[str, Any]:

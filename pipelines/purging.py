@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipelines import delta
 from pipelines.label_commits import purged_shards, settle
 from pipelines.lineage import PURGE
+from pipelines.near_duplicates import hashes_path
 from pipelines.records import ImageRecord
 from pipelines.references import parse_reference
 from pipelines.schema import SCHEMA_VERSION, LabelRow
@@ -211,6 +212,7 @@ def _finish(store: Store) -> tuple[dict[str, str], tuple[str, ...]]:
                 settled = True
     deleted = []
     for stem in sorted(purged_shards(store)):
+        _delete(store, hashes_path(stem))
         for path in (index_path(stem), image_path(stem)):
             if _delete(store, path):
                 deleted.append(path)

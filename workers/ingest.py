@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 from pipelines.commits import DatasetVersion, check_appends, find_version
@@ -14,6 +16,7 @@ from pipelines.duplicates import Dedupe
 from pipelines.importing import commit_job, run_task
 from pipelines.inputs import check_unchanged, list_inputs
 from pipelines.jobs import Job
+from pipelines.near_duplicates import count_near_duplicates, find_near_duplicates
 from pipelines.planning import plan_id_of, save_ingest_plan
 from pipelines.records import LabelMap
 from pipelines.references import check_label_set_name
@@ -35,6 +38,7 @@ def ingest(
     hash_inputs: bool = False,
     deep_check: bool = False,
     dedupe: Dedupe = "report",
+    near_duplicates: bool = False,
     ray_address: str | None = None,
     num_cpus: int | None = None,
     progress: Progress | None = None,
@@ -53,9 +57,12 @@ def ingest(
         deep_check: decode every image to its last pixel, and quarantine what is damaged.
         dedupe: of images with the same bytes, in the source or in the label set: ``report`` counts them, ``drop``
             leaves the later ones out (never the only labelled one) with an entry in the ledger, ``keep`` does not look.
+        near_duplicates: count the version's images that look like an earlier one (decodes all of them once); they stay.
+            ``pipelines.near_duplicates.find_near_duplicates`` lists them.
         ray_address: of a cluster; None uses RAY_ADDRESS, or else a cluster of this machine's own.
         num_cpus: of a cluster of this machine's own.
-        progress: called as ``progress(stage, done, total)`` with stages ``plan``, ``import``, ``commit``.
+        progress: called as ``progress(stage, done, total)`` with stages ``plan``, ``import``, ``commit`` and,
+            with ``near_duplicates``, ``compare``.
     Returns:
         The version, with the ledger sums of this plan.
     Raises:
@@ -77,7 +84,7 @@ def ingest(
     plan_id = plan_id_of(source, label_set, inputs=inputs, settings=settings)
     found = find_version(dataset_uri, label_set, plan_id)
     if found is not None and not (strict and _has_losses(found)):
-        return found
+        return _with_looks(found, report) if near_duplicates else found
     job = Job(dataset_uri, plan_id)
     plan = job.plan() if job.has_plan() else save_ingest_plan(job, source, label_set, settings)
     label_map = LabelMap.from_json(plan.metadata["categories"])
@@ -101,7 +108,12 @@ def ingest(
         check_unchanged(source, inputs, without=dataset_uri)
     version = commit_job(job, plan, strict=strict, dedupe=dedupe)
     report("commit", 1, 1)
-    return version
+    return _with_looks(version, report) if near_duplicates else version
+
+
+def _with_looks(version: DatasetVersion, report: Progress) -> DatasetVersion:
+    found = find_near_duplicates(version.reference, progress=partial(report, "compare"))
+    return replace(version, near_duplicates=count_near_duplicates(found))
 
 
 def _has_losses(version: DatasetVersion) -> bool:
