@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,8 +100,13 @@ def _load(
             if deep:
                 check_pixels(record.image, record.format)
             return record
-        except (BadImage, FileNotFoundError) as error:
+        except (BadImage, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             return error
+        except (OSError, ValueError) as error:
+            # A name that no file can have; anything else is the store's trouble, and the task is tried again.
+            if "\0" in item.uri or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP):
+                return BadImage(f"no file can be read by this name: {error}")
+            raise
 
     with ThreadPoolExecutor(_LOADERS) as pool:
         return list(zip(items, pool.map(load, items), strict=True))

@@ -256,8 +256,9 @@ def report(state: TrainState, rank: int) -> None:
 def _distribute(detector: Detector, world: int, device: torch.device) -> nn.Module:
     if world == 1:
         return detector
-    # No buffer changes in training (BatchNorm is frozen), and a batch is moved by us.
-    return DistributedDataParallel(detector, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Only the running statistics of a BatchNorm that is not frozen change in training: rank 0's are everybody's.
+    learns_statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in detector.modules())
+    return DistributedDataParallel(detector, broadcast_buffers=learns_statistics, gradient_as_bucket_view=True)
 
 
 def _non_finite(
