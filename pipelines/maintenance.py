@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import delta
+from pipelines.lookup import lookup_path
+from pipelines.near_duplicates import hashes_path
 from pipelines.references import parse_reference
 from pipelines.shards import index_path, shard_stem
 from pipelines.storage import Store, redact
@@ -22,6 +24,8 @@ from pipelines.versions import list_label_sets, open_dataset
 GRACE_HOURS = 168.0
 _READERS = 8
 _CHUNK = 8 * 2**20
+# Made again when they are asked for: kept for the newest versions only.
+_DERIVED = ("_lookups", "_hashes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +143,7 @@ def vacuum(uri: str, *, grace_hours: float = GRACE_HOURS, dry_run: bool = False)
 
 def _candidates(store: Store) -> Iterator[tuple[str, int, float]]:
     """(path, size, seconds since 1970) of every data file and leftover; never of a log, receipt or quarantine."""
-    for folder in ("images", "labels"):
+    for folder in ("images", "labels", *_DERIVED):
         try:
             found: dict[str, dict[str, Any]] = store.fs.find(f"{store.root}/{folder}", detail=True)
         except FileNotFoundError:
@@ -166,6 +170,9 @@ def _named_files(store: Store) -> Iterator[str]:
             yield f"labels/{label_set}/{path}"
             stem = shard_stem(path)
             yield from (f"images/{stem}.parquet", index_path(stem))
+        newest = delta.open_snapshot(store.sub("labels", label_set))
+        yield lookup_path(label_set, str(newest.metadata.get("digest", "")))
+        yield from (hashes_path(shard_stem(file.path)) for file in newest.files)
     if delta.exists(store.sub("images")):
         for path in delta.all_files(store.sub("images")):
             yield from (f"images/{path}", index_path(shard_stem(path)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.maintenance import Problem, vacuum, verify
+from pipelines.near_duplicates import find_near_duplicates
 from pipelines.references import DatasetNotFound, EmptyDataset
 from pipelines.revisions import diff, remove_images, roll_back
 from pipelines.versions import open_dataset
@@ -148,3 +149,17 @@ def test_vacuum_takes_only_old_files_that_no_version_names(dataset: Path):
         vacuum(str(dataset), grace_hours=0)
     with pytest.raises(DatasetNotFound):
         vacuum(str(dataset) + "-other")
+
+
+def test_vacuum_keeps_what_the_newest_version_looks_things_up_in(dataset: Path):
+    old = open_dataset(str(dataset))
+    old.read("a/1.jpg")
+    find_near_duplicates(old)
+    version = remove_images(str(dataset), ["a/3.jpg"])
+    open_dataset(version.reference).read("a/1.jpg")
+    long_ago = time.time() - 3 * 3600
+    for path in dataset.rglob("*"):
+        os.utime(path, (long_ago, long_ago))
+    assert vacuum(str(dataset), grace_hours=2).paths == (f"_lookups/gt/{old.digest}.bin",)
+    assert old.read("a/1.jpg").image == record(1).image
+    assert len(list(dataset.glob("_hashes/*"))) == 2
