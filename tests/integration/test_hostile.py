@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.ledger_listing import read_ledger
 from pipelines.sources import open_source
 from pipelines.versions import open_dataset
 from tests.hostile import archives, documents, images
@@ -47,7 +48,7 @@ def test_hostile_input(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (error is not None) == case.error, error
     if error is None:
         said += _quarantined(place.target)
-        said += _ledger(place.target, version.reference)
+        said += _ledger(version.reference)
         _check_dataset(case, version)
     else:
         assert len(str(error)) < 2000
@@ -75,17 +76,8 @@ def _quarantined(target: Path) -> list[str]:
     return [f"{row['image_id']}: {row['stage']}: {row['error']}" for row in rows]
 
 
-def _ledger(target: Path, reference: str) -> list[str]:
-    from pipelines.jobs import Job
-    from pipelines.ledger import Ledger
-    from pipelines.planning import plan_ledger
-
-    lines = []
-    for folder in sorted((target / "_jobs").iterdir()):
-        job = Job(str(target), folder.name)
-        for ledger in [plan_ledger(job.plan()), *(Ledger.from_json(r.ledger) for r in job.receipts())]:
-            lines += [f"{e.subject} {e.image_id}: {e.fate}: {e.reason}: {e.detail}" for e in ledger.entries]
-    return lines
+def _ledger(reference: str) -> list[str]:
+    return [f"{e.subject} {e.image_id}: {e.fate}: {e.reason}: {e.detail}" for e in read_ledger(reference).entries()]
 
 
 class _Place:
