@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.sources import open_source
-from pipelines.versions import open_dataset
-from tests.making import encoded
-from workers.ingest import ingest
+import pytest
+
+from pipelines.checks import BadImage
+from pipelines.importing import _load
+from pipelines.records import ImageRecord
+from pipelines.sources import SourceItem, open_source
+from tests.making import coco_document, coco_images, encoded, write_coco
 
 
-def test_names_that_no_file_has_are_quarantined(tmp_path: Path):
-    good = tmp_path / "good.jpg"
-    good.write_bytes(encoded())
+@pytest.mark.parametrize("name", ["folder.jpg", "good.jpg/below.jpg", "a" * 300 + ".jpg", "nul\0.jpg", "none.jpg"])
+def test_names_that_no_file_has_are_quarantined(tmp_path: Path, name: str):
+    (tmp_path / "good.jpg").write_bytes(encoded())
     (tmp_path / "folder.jpg").mkdir()
-    names = ["good.jpg", "folder.jpg", "good.jpg/below.jpg", "a" * 300 + ".jpg", "none.jpg"]
-    urls = tmp_path / "urls.txt"
-    urls.write_text("".join(f"file://{tmp_path}/{name}\n" for name in names))
-
-    made = ingest(open_source("url_list", uri=str(urls)), str(tmp_path / "data"))
-
-    assert open_dataset(made.reference).num_images == 1
-    assert made.ledger["image"]["imported"] == 1
-    assert made.ledger["image"]["quarantined"] == 4
+    items = [SourceItem(image_id=n, uri=f"{tmp_path}/{n}") for n in ("good.jpg", name)]
+    source = open_source("coco", **write_coco(tmp_path / "coco", "train", coco_document(1), coco_images(1)))
+    (_, good), (_, bad) = _load(source, items, deep=False)
+    assert isinstance(good, ImageRecord)
+    assert isinstance(bad, BadImage | FileNotFoundError | NotADirectoryError | IsADirectoryError)
