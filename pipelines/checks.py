@@ -151,7 +151,7 @@ def check_annotations(
         keep[bad] = False
 
     drop(~np.isfinite(boxes).all(axis=1), "box is not finite")
-    known = np.isin(annotations.category_ids, np.fromiter(category_ids, np.int64, len(category_ids)))
+    known = np.array([category_id in category_ids for category_id in annotations.category_ids.tolist()], np.bool_)
     drop(~known, "unknown category")
     drop((boxes[:, 2:] <= 0).any(axis=1), "box has no area")
 

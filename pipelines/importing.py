@@ -27,6 +27,7 @@ from pipelines.sources import Source, SourceItem, open_source, read_item
 from pipelines.storage import Store, redact
 
 _LOADERS = 8
+_A_TIME = 8
 _QUARANTINE = pa.schema(
     [
         ("image_id", pa.string()),
@@ -108,8 +109,11 @@ def _load(
                 return BadImage(f"no file can be read by this name: {error}")
             raise
 
+    # Some at a time: handing over each image alone costs as much as reading it.
+    parts = [items[first : first + _A_TIME] for first in range(0, len(items), _A_TIME)]
     with ThreadPoolExecutor(_LOADERS) as pool:
-        return list(zip(items, pool.map(load, items), strict=True))
+        found = [record for part in pool.map(lambda part: [load(item) for item in part], parts) for record in part]
+    return list(zip(items, found, strict=True))
 
 
 def _sort_out(

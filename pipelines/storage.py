@@ -21,6 +21,8 @@ from typing import IO, Any, Protocol, TypeVar
 import fsspec
 import pyarrow as pa
 
+from pipelines.local_files import find_local
+
 _CREATE_ATTEMPTS = 8
 _CHUNK = 8 * 2**20
 _S3_SCHEMES = frozenset({"s3", "s3a"})
@@ -221,8 +223,9 @@ class Store:
 
     def list_files(self, path: str = "") -> list[FileStat]:
         """All files below ``path``, sorted by path; empty where there is no such folder."""
+        find = partial(find_local, self.fs) if self.is_local else partial(self.fs.find, detail=True)
         try:
-            found = self.fs.find(self._full(path), detail=True)
+            found = find(self._full(path))
         except FileNotFoundError:
             return []
         prefix = len(self.root) + 1

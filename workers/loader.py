@@ -214,12 +214,13 @@ def evaluation_batches(
     batch_size: int,
     threads: int = 1,
     ahead: int = 2,
+    decode: Callable[..., Tensor] = decode_image,
 ) -> Iterator[list[tuple[ImageRecord, Tensor]]]:
     """Records and their decoded (3, H, W) uint8 images in the order of ``samples``, (row group, place) pairs."""
 
     def prepare(step: int) -> list[tuple[ImageRecord, Tensor]]:
         records = [reader.record(*sample) for sample in samples[step * batch_size : (step + 1) * batch_size]]
-        return [(record, decode_image(record.image, name=record.image_id)) for record in records]
+        return [(record, decode(record.image, name=record.image_id)) for record in records]
 
     return _ahead(prepare, -(-len(samples) // batch_size), threads=threads, ahead=ahead)
 

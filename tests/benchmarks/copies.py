@@ -9,13 +9,14 @@ from typing import Any
 SPLITS = ("train2017", "val2017")
 
 
-def copy_coco(mini: Path, folder: Path, count: int) -> Path:
+def copy_coco(mini: Path, folder: Path, count: int, *, tiny: bool = False) -> Path:
     """Make ``folder/images`` and ``folder/instances_train.json`` of ``count`` images; what is there already stays.
 
     Args:
         mini: the folder of coco-mini.
         folder: made where there is none.
         count: images, each with its annotations, ids counted anew.
+        tiny: keep the annotations and sizes, but of the pictures only their headers and end markers.
     Returns:
         The annotation file.
     """
@@ -31,7 +32,7 @@ def copy_coco(mini: Path, folder: Path, count: int) -> Path:
         name = f"{i:012d}.jpg"
         copy = folder / "images" / name
         if not copy.exists():
-            copy.write_bytes(with_comment(content, name))
+            copy.write_bytes(with_comment(header_only(content) if tiny else content, name))
         images.append({**entry, "id": i, "file_name": name})
         first = len(annotations) + 1
         annotations += [{**values, "id": first + k, "image_id": i} for k, values in enumerate(objects)]
@@ -44,6 +45,14 @@ def with_comment(jpeg: bytes, text: str) -> bytes:
     """The JPEG with a comment segment behind its start marker: other bytes, the same pixels."""
     comment = text.encode()
     return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
+
+
+def header_only(jpeg: bytes) -> bytes:
+    """The JPEG up to where its picture begins, and the end marker: what a check of headers takes for whole."""
+    position = 2
+    while jpeg[position + 1] != 0xDA:
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+    return jpeg[: position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")] + b"\xff\xd9"
 
 
 def _read(mini: Path, split: str) -> list[tuple[dict[str, Any], bytes, list[dict[str, Any]]]]:
