@@ -21,7 +21,8 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
-from pipelines.storage import Store, redact, retrying
+from pipelines.retries import retrying
+from pipelines.storage import Store, redact
 
 METADATA_KEY = "boxmill"
 # Logs are small and hold the categories of old versions: never let a checkpoint clean them away.

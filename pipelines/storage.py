@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import io
 import os
-import random
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, Protocol
 
 import fsspec
 import pyarrow as pa
 
 from pipelines.local_files import find_local
+from pipelines.retries import is_refused, retrying, wait_a_little
 
 _CREATE_ATTEMPTS = 8
 _CHUNK = 8 * 2**20
 _S3_SCHEMES = frozenset({"s3", "s3a"})
-T = TypeVar("T")
 
 
 def redact(uri: str) -> str:
@@ -121,7 +119,7 @@ class Store:
 
     def read_bytes(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
-        return bytes(retrying(lambda: self.fs.cat_file(self._full(path)), self.join(path)))
+        return bytes(retrying(lambda: self.fs.cat_file(self._full(path)), redact(self.join(path))))
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``: one range request.
@@ -130,7 +128,9 @@ class Store:
             ValueError: the file is shorter.
         """
         full = self._full(path)
-        content = bytes(retrying(lambda: self.fs.cat_file(full, start=offset, end=offset + length), self.join(path)))
+        content = bytes(
+            retrying(lambda: self.fs.cat_file(full, start=offset, end=offset + length), redact(self.join(path)))
+        )
         if len(content) != length:
             raise ValueError(
                 f"{self.join(path)} ends before byte {offset + length}; it was cut or is not the file that was indexed"
@@ -155,7 +155,7 @@ class Store:
             temporary.replace(self._full(path))
             _sync_folder(Path(self._full(path)).parent)
         else:
-            retrying(lambda: self.fs.pipe_file(self._full(path), bytes(content)), self.join(path))
+            retrying(lambda: self.fs.pipe_file(self._full(path), bytes(content)), redact(self.join(path)))
 
     @contextmanager
     def new_file(self, folder: str) -> Iterator[NewFile]:
@@ -182,7 +182,7 @@ class Store:
                     new.write(content)
                 new.publish(path)
         else:
-            retrying(lambda: self.fs.put_file(str(local), self._full(path)), self.join(path))
+            retrying(lambda: self.fs.put_file(str(local), self._full(path)), redact(self.join(path)))
 
     def put_new(self, path: str, content: bytes) -> bool:
         """Create a file that must not exist yet; exactly one of many racing callers wins.
@@ -207,15 +207,17 @@ class Store:
             try:
                 # A single PUT with If-None-Match; s3fs never cuts it into parts in this mode below 5 GB.
                 create = partial(self.fs.pipe_file, full, content, mode="create", chunksize=5 * 2**30)
-                retrying(create, self.join(path), attempts=1)
+                retrying(create, redact(self.join(path)), attempts=1)
                 return True
             except FileExistsError:
                 return self.read_bytes(path) == content
             except OSError as error:
+                if is_refused(error):
+                    return self.read_bytes(path) == content
                 # 409: a racing conditional PUT is in flight; what became of it is known only later.
                 if attempt == _CREATE_ATTEMPTS - 1:
                     raise
-                _wait(attempt, error)
+                wait_a_little(attempt)
         raise AssertionError("unreachable")
 
     def exists(self, path: str = "") -> bool:
@@ -238,7 +240,7 @@ class Store:
 
     def stat(self, path: str = "") -> FileStat:
         """Raises FileNotFoundError."""
-        entry = retrying(lambda: self.fs.info(self._full(path)), self.join(path))
+        entry = retrying(lambda: self.fs.info(self._full(path)), redact(self.join(path)))
         return FileStat(path=path, size=int(entry["size"] or 0), etag=_etag(entry))
 
     def children(self, path: str = "") -> list[str]:
@@ -372,29 +374,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def retrying(action: Callable[[], T], where: str = "", attempts: int = 4) -> T:
-    """Cut bodies, wrong checksums, resets and 503s are retried; what is missing, forbidden or invalid is not."""
-    for attempt in range(attempts):
-        try:
-            return action()
-        except (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError):
-            raise
-        except Exception as error:
-            # botocore's own errors are no OSErrors. Of these s3fs has retried all but a body's wrong checksum.
-            foreign = type(error).__module__.partition(".")[0] == "botocore"
-            damaged = type(error).__name__ == "FlexibleChecksumError"
-            if not isinstance(error, OSError) and not foreign:
-                raise
-            if attempt == attempts - 1 or (foreign and not damaged):
-                if foreign:
-                    why = f"arrives damaged, {attempts} times in a row" if damaged else "cannot be reached"
-                    raise OSError(f"{redact(where)} {why}: {error}") from error
-                raise
-            _wait(attempt, error)
-    raise AssertionError("unreachable")
-
-
-def _wait(attempt: int, _error: Exception) -> None:
-    time.sleep(min(0.05 * 2**attempt, 2.0) * (0.5 + random.random()))
