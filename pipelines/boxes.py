@@ -13,8 +13,9 @@ from pipelines.records import FloatArray, IntArray
 from pipelines.shards import ShardRef, read_label_columns
 from pipelines.versions import Dataset
 
-_COLUMNS = ("image_id", "split", "objects.bbox", "objects.category_id")
-_READERS = 16
+_COLUMNS = ("image_id", "objects.bbox", "objects.category_id")
+_TOP = ["image_id", "objects"]
+_READERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,9 +39,10 @@ def read_boxes(dataset: Dataset, splits: tuple[str, ...] | None = None) -> BoxTa
     """Read them from the label files; nothing else is decoded, and no image file is touched."""
 
     def read(shard: ShardRef) -> pa.Table:
-        table = read_label_columns(shard, _COLUMNS)
-        kept = pc.field("objects").is_valid()
-        return table.filter(kept if splits is None else kept & pc.field("split").isin(list(splits)))
+        table = read_label_columns(shard, _COLUMNS if splits is None else (*_COLUMNS, "split"))
+        if table["objects"].null_count:
+            table = table.filter(pc.field("objects").is_valid())
+        return table if splits is None else table.filter(pc.field("split").isin(list(splits))).select(_TOP)
 
     with ThreadPoolExecutor(_READERS) as pool:
         table = pa.concat_tables(pool.map(read, dataset.shards)).combine_chunks()
