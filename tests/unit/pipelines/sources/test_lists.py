@@ -12,6 +12,7 @@ import pytest
 from pipelines.checks import BadImage
 from pipelines.jobs import Job
 from pipelines.sources import SourceItem, open_source
+from pipelines.storage import Store
 from pipelines.versions import open_dataset
 from tests.hostile.case import jpeg
 from tests.scenes import read_source
@@ -96,32 +97,30 @@ def test_tars_that_are_none(tmp_path):
         open_source("webdataset", tars=["a/s.tar", "b/s.tar"])
 
 
-def test_a_list_of_urls(tmp_path):
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
+def test_a_list_of_urls(tmp_path, s3_server):
+    store, key = Store.open(s3_server.uri("urls")), f"{s3_server.bucket}/urls"
     for name in ("a.jpg", "b.jpg"):
-        memory.pipe_file(f"/urls/{name}", jpeg(ord(name[0])))
-    memory.pipe_file("/urls/bad.jpg", b"no image")
+        store.write_bytes(name, jpeg(ord(name[0])))
+    store.write_bytes("bad.jpg", b"no image")
     lines = [
         "# comment",
-        "memory://urls/a.jpg",
+        f"s3://{key}/a.jpg",
         "",
-        "memory://urls/b.jpg  ",
-        "memory://urls/a.jpg",
-        "memory://urls/bad.jpg",
-        "memory://urls/gone.jpg",
+        f"s3://{key}/b.jpg  ",
+        f"s3://{key}/a.jpg",
+        f"s3://{key}/bad.jpg",
+        f"s3://{key}/gone.jpg",
         "file:///etc/passwd",
         "/etc/passwd",
         "images/relative.jpg",
-        "zip://a.jpg::memory://urls/a.zip",
-        "memory://" + "x" * 20_000,
+        f"zip://a.jpg::s3://{key}/a.zip",
+        "s3://" + "x" * 20_000,
     ]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     version = ingest(open_source("url_list", uri=str(tmp_path / "list.txt")), str(tmp_path / "out"))
     records = {r.image_id: r for r in open_dataset(version.reference).records()}
-    assert list(records) == ["urls/a.jpg", "urls/b.jpg"] and records["urls/a.jpg"].annotations is None
-    assert records["urls/b.jpg"].url == "memory://urls/b.jpg"
+    assert list(records) == [f"{key}/a.jpg", f"{key}/b.jpg"] and records[f"{key}/a.jpg"].annotations is None
+    assert records[f"{key}/b.jpg"].url == f"s3://{key}/b.jpg"
     assert version.ledger["images"] == {"seen": 10, "imported": 2, "mended": 0, "dropped": 1, "quarantined": 7}
 
 
