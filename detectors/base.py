@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -18,21 +18,26 @@ class Preprocessing:
 
     Attributes:
         mean, std: three numbers each, in units of 0..255.
-        size: the longer side of the resized image, pixels; the shorter follows (aspect ratio kept).
+        size: the longer side of the resized image, pixels.
         divisor: height and width of the padded batch are multiples of this.
+        resize: ``fit`` keeps the aspect ratio, so that the shorter side follows; ``stretch`` makes every image
+            size x size, for networks of one fixed input (SSD, YOLO v1).
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     size: int
     divisor: int
+    resize: Literal["fit", "stretch"] = "fit"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # Models and plans from before there was a choice keep their digests.
+        values = asdict(self)
+        return values if self.resize != "fit" else {k: v for k, v in values.items() if k != "resize"}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocessing:
-        return cls(mean=tuple(values["mean"]), std=tuple(values["std"]), size=values["size"], divisor=values["divisor"])
+        return cls(mean=tuple(values["mean"]), std=tuple(values["std"]), size=values["size"], divisor=values["divisor"], resize=values.get("resize", "fit"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,9 @@ class Detector(nn.Module, ABC):
     ``forward`` dispatches on whether targets are given, never on ``self.training``, because DDP synchronises
     gradients only through ``forward``.
     """
+
+    network: ClassVar[tuple[str, ...]] = ("dense",)
+    """Names of the methods from tensors to tensors that hold the arithmetic: what ``optimize`` compiles and casts."""
 
     spec: DetectorSpec
     preprocessing: Preprocessing

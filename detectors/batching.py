@@ -57,7 +57,9 @@ def make_batch(images: Sequence[Tensor], preprocessing: Preprocessing, *, dtype:
 
 
 def fit_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Height and width with the longer side at ``preprocessing.size`` and the aspect ratio kept."""
+    """Height and width that an image is resized to: see ``Preprocessing.size`` and ``resize``."""
+    if preprocessing.resize == "stretch":
+        return preprocessing.size, preprocessing.size
     scale = preprocessing.size / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 

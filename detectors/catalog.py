@@ -11,7 +11,7 @@ from typing import Any
 
 from detectors.base import Detector, DetectorSpec
 from detectors.keymaps import load_backbone_weights
-from detectors.models.retinanet import RetinaNet, RetinaNetOptions
+from detectors.models.retinanet import RETINANETS, RetinaNet
 
 
 class UnknownDetector(ValueError):
@@ -33,31 +33,12 @@ class CatalogEntry:
     task: str
 
 
+def _family(build: Callable[[int, Any], Detector], variants: Mapping[str, Any], task: str) -> dict[str, CatalogEntry]:
+    return {name: CatalogEntry(build=build, options=options, task=task) for name, options in variants.items()}
+
+
 CATALOG: dict[str, CatalogEntry] = {
-    "retinanet_r18_fpn": CatalogEntry(build=RetinaNet, options=RetinaNetOptions(backbone="resnet18"), task="boxes"),
-    "retinanet_r50_fpn": CatalogEntry(build=RetinaNet, options=RetinaNetOptions(backbone="resnet50"), task="boxes"),
-    # Light enough to train on two CPU cores: narrow, GroupNorm in the head so that it learns in few steps at any
-    # batch size, anchors for images of half the paper's size.
-    "retinanet_lite0": CatalogEntry(
-        build=RetinaNet,
-        options=RetinaNetOptions(
-            backbone="tf_efficientnet_lite0",
-            mean=(127.0, 127.0, 127.0),
-            std=(128.0, 128.0, 128.0),
-            image_size=320,
-            head_norm="gn",
-            fpn_channels=64,
-            head_channels=64,
-            head_depth=2,
-            anchor_scale=3.0,
-            anchor_offset=0.5,
-            box_loss="giou",
-            box_loss_weight=2.0,
-            normalize_by="batch",
-            max_detections=100,
-        ),
-        task="boxes",
-    ),
+    **_family(RetinaNet, RETINANETS, "boxes"),
 }
 
 

@@ -198,3 +198,27 @@ def _concatenate(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
     counts = torch.tensor([len(t) for t in targets])
     first = (counts.cumsum(0) - counts).to(targets[0].boxes.device)
     return torch.cat([t.labels for t in targets]), torch.cat([t.boxes for t in targets]).float(), first
+
+
+RETINANETS: dict[str, RetinaNetOptions] = {
+    "retinanet_r18_fpn": RetinaNetOptions(backbone="resnet18"),
+    "retinanet_r50_fpn": RetinaNetOptions(backbone="resnet50"),
+    # Light enough to train on two CPU cores: narrow, GroupNorm in the head so that it learns in few steps at any
+    # batch size, anchors for images of half the paper's size.
+    "retinanet_lite0": RetinaNetOptions(
+        backbone="tf_efficientnet_lite0",
+        mean=(127.0, 127.0, 127.0),
+        std=(128.0, 128.0, 128.0),
+        image_size=320,
+        head_norm="gn",
+        fpn_channels=64,
+        head_channels=64,
+        head_depth=2,
+        anchor_scale=3.0,
+        anchor_offset=0.5,
+        box_loss="giou",
+        box_loss_weight=2.0,
+        normalize_by="batch",
+        max_detections=100,
+    ),
+}
