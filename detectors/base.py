@@ -37,7 +37,13 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocessing:
-        return cls(mean=tuple(values["mean"]), std=tuple(values["std"]), size=values["size"], divisor=values["divisor"], resize=values.get("resize", "fit"))
+        return cls(
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+            size=values["size"],
+            divisor=values["divisor"],
+            resize=values.get("resize", "fit"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
