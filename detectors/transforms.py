@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Augmentation:
     Attributes:
         size: the longer side of the result, pixels; the shorter follows, and every result has the size that a
             plain resize of its image would have.
+        resize: ``stretch`` makes every result size x size instead; see ``Preprocessing.resize``.
         horizontal_flip, vertical_flip: probabilities in [0, 1].
         scale: (low, high) zoom, drawn log-uniformly; above 1 a random crop is enlarged, below 1 the whole image is
             shrunk and placed at random on ``fill``. (1, 1) leaves the geometry alone.
@@ -45,6 +47,7 @@ class Augmentation:
     """
 
     size: int
+    resize: Literal["fit", "stretch"] = "fit"
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
@@ -89,11 +92,14 @@ def augment(
     Returns:
         The (3, h, w) uint8 image with max(h, w) == augmentation.size, and the objects still in view.
     """
+    size = (augmentation.size, augmentation.size)
+    if augmentation.resize == "fit":
+        size = fit_size(image.shape[1], image.shape[2], augmentation.size)
     chance = rng.random(9)  # Always all draws, so that switching one variation off leaves the others as they were.
     low, high = augmentation.scale
     zoom = low * (high / low) ** chance[0]
     image, target = zoom_and_place(
-        image, target, size=augmentation.size, zoom=zoom, place=(chance[1], chance[2]), fill=augmentation.fill
+        image, target, size=size, zoom=zoom, place=(chance[1], chance[2]), fill=augmentation.fill
     )
     if chance[3] < augmentation.horizontal_flip:
         image, target = flip_horizontally(image, target, flip_pairs)
@@ -137,7 +143,7 @@ def zoom_and_place(
     image: Tensor,
     target: Target,
     *,
-    size: int,
+    size: tuple[int, int],
     zoom: float,
     place: tuple[float, float],
     fill: tuple[int, int, int],
@@ -145,13 +151,14 @@ def zoom_and_place(
     """Resizes by ``zoom`` more than a plain resize would, then crops or pads to the plain resize's size.
 
     Args:
+        size: height and width of the result.
         zoom: 1 is a plain resize to ``size``.
         place: where the crop is taken or the shrunken image is put, (x, y) in [0, 1].
         fill: colour of what lies outside the image.
     Returns:
         The image and its objects, which may lie partly or wholly outside (see ``keep_visible``).
     """
-    height, width = fit_size(image.shape[1], image.shape[2], size)
+    height, width = size
     if zoom >= 1:
         # Crop first: only pixels that stay are resized.
         crop_h = min(image.shape[1], max(1, round(image.shape[1] / zoom)))

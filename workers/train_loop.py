@@ -168,7 +168,12 @@ def build_detector(job: TrainJob, *, pretrained: bool) -> Detector:
 def augmentation(config: TrainConfig, detector: Detector) -> Augmentation:
     """The run's augmentation at the detector's input size."""
     red, green, blue = (round(mean) for mean in detector.preprocessing.mean)
-    return Augmentation(size=detector.preprocessing.size, fill=(red, green, blue), **asdict(config.augment))
+    return Augmentation(
+        size=detector.preprocessing.size,
+        resize=detector.preprocessing.resize,
+        fill=(red, green, blue),
+        **asdict(config.augment),
+    )
 
 
 def train_epoch(

@@ -29,12 +29,25 @@ def scenes(draw):
     return image, target
 
 
-@given(scenes(), st.integers(0, 2**32), st.integers(32, 128), st.floats(0.4, 1.0), st.floats(1.0, 2.5))
+@given(
+    scenes(),
+    st.integers(0, 2**32),
+    st.integers(32, 128),
+    st.sampled_from(["fit", "stretch"]),
+    st.floats(0.4, 1.0),
+    st.floats(1.0, 2.5),
+)
 @settings(max_examples=150, deadline=None)
-def test_objects_stay_under_their_boxes(scene, seed, size, low, high):
+def test_objects_stay_under_their_boxes(scene, seed, size, resize, low, high):
     image, target = scene
     augmentation = Augmentation(
-        size=size, horizontal_flip=0.5, vertical_flip=0.5, scale=(low, high), fill=(FILL,) * 3, min_visible=0.0
+        size=size,
+        resize=resize,
+        horizontal_flip=0.5,
+        vertical_flip=0.5,
+        scale=(low, high),
+        fill=(FILL,) * 3,
+        min_visible=0.0,
     )
     augmented, moved = augment(image, target, augmentation, np.random.default_rng(seed), flip_pairs=[[(0, 1)]])
     assert max(augmented.shape[1:]) == size
@@ -47,7 +60,8 @@ def test_objects_stay_under_their_boxes(scene, seed, size, low, high):
     ys, xs = lit.nonzero(as_tuple=True)
     seen = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], dtype=torch.float32)
     # Antialiasing spreads an edge over about one source pixel, which is enlarged with the image.
-    tolerance = 1.0 + 0.5 * high * size / max(image.shape[1:])
+    shortest = max(image.shape[1:]) if resize == "fit" else min(image.shape[1:])
+    tolerance = 1.0 + 0.5 * high * size / shortest
     assert (seen - moved.boxes[0]).abs().max() <= tolerance
     mask_ys, mask_xs = moved.masks[0].nonzero(as_tuple=True)
     mask_box = torch.tensor([mask_xs.min(), mask_ys.min(), mask_xs.max() + 1, mask_ys.max() + 1]).float()

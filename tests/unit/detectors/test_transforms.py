@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from detectors.base import Preprocessing
+from detectors.batching import make_batch
 from detectors.structures import Target
 from detectors.transforms import (
     Augmentation,
@@ -81,7 +83,7 @@ def test_fit_size_rounds_and_never_gives_zero():
 
 def test_zoom_in_takes_the_crop_that_place_names():
     target = make_target([[10, 10, 20, 20]])
-    image, moved = zoom_and_place(IMAGE, target, size=30, zoom=2.0, place=(1.0, 1.0), fill=(0, 0, 0))
+    image, moved = zoom_and_place(IMAGE, target, size=(20, 30), zoom=2.0, place=(1.0, 1.0), fill=(0, 0, 0))
     assert image.shape == (3, 20, 30)
     assert moved.boxes.tolist() == [[-10, 0, 10, 20]]  # crop x 15..30, y 10..20, enlarged twice
 
@@ -89,7 +91,7 @@ def test_zoom_in_takes_the_crop_that_place_names():
 def test_zoom_out_leaves_fill_around_the_image():
     target = make_target([[0, 0, 30, 20]])
     image, moved = zoom_and_place(
-        torch.full((3, 20, 30), 200, dtype=torch.uint8), target, size=30, zoom=0.5, place=(0, 1), fill=(1, 2, 3)
+        torch.full((3, 20, 30), 200, dtype=torch.uint8), target, size=(20, 30), zoom=0.5, place=(0, 1), fill=(1, 2, 3)
     )
     assert moved.boxes.tolist() == [[0, 10, 15, 20]]
     assert (image[:, 10:, :15] == 200).all()
@@ -131,6 +133,14 @@ def test_without_variation_augment_is_a_resize():
     image, target = augment(IMAGE, make_target([[1, 2, 10, 8]]), plain, np.random.default_rng(0))
     assert torch.equal(image, IMAGE)
     assert target.boxes.tolist() == [[1, 2, 10, 8]]
+
+
+def test_stretching_moves_boxes_as_a_stretched_batch_moves_pixels():
+    square = Augmentation(size=60, resize="stretch", horizontal_flip=0.0)
+    image, target = augment(IMAGE, make_target([[1, 2, 10, 8]]), square, np.random.default_rng(0))
+    assert target.boxes.tolist() == [[2, 6, 20, 24]]
+    preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), size=60, divisor=1, resize="stretch")
+    assert torch.equal(make_batch([image], preprocessing).images, make_batch([IMAGE], preprocessing).images)
 
 
 def test_the_same_generator_state_gives_the_same_image():
