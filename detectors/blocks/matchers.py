@@ -53,7 +53,7 @@ class IouMatcher:
             matched = self._match_objects(boxes[objects], anchors)
             matched = torch.where(matched >= 0, objects[matched.clamp(min=0)], matched)
         if len(objects) < len(boxes):
-            covered = _intersection_over_anchor(boxes[iscrowd], anchors).amax(0) >= max(self.low, 1e-6)
+            covered = intersection_over_anchor(boxes[iscrowd], anchors).amax(0) >= max(self.low, 1e-6)
             matched[covered & (matched == BACKGROUND)] = IGNORED
         return matched
 
@@ -70,7 +70,7 @@ class IouMatcher:
         return matched
 
 
-def _intersection_over_anchor(boxes: Tensor, anchors: Tensor) -> Tensor:
+def intersection_over_anchor(boxes: Tensor, anchors: Tensor) -> Tensor:
     """(M, N) share of each anchor's area that lies inside each box."""
     top_left = torch.maximum(boxes[:, None, :2], anchors[None, :, :2])
     bottom_right = torch.minimum(boxes[:, None, 2:], anchors[None, :, 2:])
