@@ -11,23 +11,34 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 """Largest log of growth that is decoded, so that exp never overflows (Detectron's choice)."""
 
 
-def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
+CodecWeights = tuple[float, float, float, float]
+"""What each of the four deltas is multiplied by, so that all are of one size; Fast R-CNN's and SSD's are 10, 10, 5, 5
+(the "variances" 0.1, 0.1, 0.2, 0.2)."""
+
+PLAIN: CodecWeights = (1.0, 1.0, 1.0, 1.0)
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor, weights: CodecWeights = PLAIN) -> Tensor:
     """t = ((x-xa)/wa, (y-ya)/ha, log w/wa, log h/ha) of box centres and sizes.
 
     Args:
         boxes: (N, 4) xyxy with positive width and height.
         anchors: (N, 4) xyxy.
+        weights: of the four.
     Returns:
         (N, 4) deltas.
     Source: Ren et al. 2015, 1506.01497, equation 2.
     """
     box_centre, box_size = _centre_and_size(boxes)
     anchor_centre, anchor_size = _centre_and_size(anchors)
-    return torch.cat([(box_centre - anchor_centre) / anchor_size, torch.log(box_size / anchor_size)], -1)
+    deltas = torch.cat([(box_centre - anchor_centre) / anchor_size, torch.log(box_size / anchor_size)], -1)
+    return deltas if weights == PLAIN else deltas * deltas.new_tensor(weights)
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+def decode_boxes(deltas: Tensor, anchors: Tensor, weights: CodecWeights = PLAIN) -> Tensor:
     """The inverse of ``encode_boxes``: (N, 4) deltas and (N, 4) anchors to (N, 4) xyxy boxes."""
+    if weights != PLAIN:
+        deltas = deltas / deltas.new_tensor(weights)
     anchor_centre, anchor_size = _centre_and_size(anchors)
     centre = deltas[..., :2] * anchor_size + anchor_centre
     half = torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size * 0.5

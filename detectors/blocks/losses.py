@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
-from detectors.blocks.codecs import decode_boxes, encode_boxes
+from detectors.blocks.codecs import PLAIN, CodecWeights, decode_boxes, encode_boxes
 
 BoxLoss = Literal["smooth_l1", "l1", "giou"]
 BOX_LOSSES: tuple[BoxLoss, ...] = ("smooth_l1", "l1", "giou")
@@ -39,7 +39,9 @@ def dense_focal_loss(
     return total + ((as_object - background[positives, labels]) * weights[positives]).sum()
 
 
-def box_regression_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor, *, kind: BoxLoss, beta: float) -> Tensor:
+def box_regression_loss(
+    deltas: Tensor, boxes: Tensor, anchors: Tensor, *, kind: BoxLoss, beta: float, weights: CodecWeights = PLAIN
+) -> Tensor:
     """Loss of each matched anchor, summed over its four numbers.
 
     Args:
@@ -47,15 +49,16 @@ def box_regression_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor, *, kind:
         boxes: (P, 4) xyxy, true.
         anchors: (P, 4) xyxy.
         kind: ``smooth_l1`` (Huber / beta, knee at ``beta``) or ``l1`` on deltas, ``giou`` on decoded boxes.
+        weights: of the codec.
     Returns:
         (P,) losses.
     """
     match kind:
         case "smooth_l1":
-            encoded = encode_boxes(boxes, anchors)
+            encoded = encode_boxes(boxes, anchors, weights)
             return F.smooth_l1_loss(deltas, encoded, beta=beta, reduction="none").sum(1)
         case "l1":
-            return (deltas - encode_boxes(boxes, anchors)).abs().sum(1)
+            return (deltas - encode_boxes(boxes, anchors, weights)).abs().sum(1)
         case "giou":
-            losses: Tensor = generalized_box_iou_loss(decode_boxes(deltas, anchors), boxes)
+            losses: Tensor = generalized_box_iou_loss(decode_boxes(deltas, anchors, weights), boxes)
             return losses
