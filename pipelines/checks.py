@@ -26,7 +26,13 @@ _UNDERSTOOD = frozenset({"id", "area", "iscrowd", "segmentation", "keypoints", "
 
 
 class BadImage(ValueError):
-    """Bytes that no decoder could turn into the whole image."""
+    """Bytes that no decoder could turn into the whole image.
+
+    Attributes:
+        sha256: of the bytes, hex; None where there are none, or nobody has said.
+    """
+
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

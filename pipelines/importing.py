@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from dataclasses import replace
 
 from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
@@ -20,38 +16,19 @@ from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.ledger_listing import write_commit_ledger
 from pipelines.pixels import check_pixels
 from pipelines.planning import items_from_arrow, plan_ledger
+from pipelines.quarantine import QuarantineRow, write_quarantine
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.references import EmptyDataset
 from pipelines.shards import ShardFile, label_rows, write_image_shard, write_label_shard
-from pipelines.sources import Source, SourceItem, open_source, read_item
+from pipelines.sources import Source, SourceItem, open_source
 from pipelines.storage import Store, redact
 
 _LOADERS = 8
 _A_TIME = 8
-_QUARANTINE = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("source", pa.string()),
-        ("stage", pa.string()),
-        ("error", pa.string()),
-        ("sha256", pa.string()),
-    ]
-)
 
 
 class StrictIngestError(ValueError):
     """Strict mode: something would have been mended, dropped or quarantined."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quarantined:
-    """An input that could not be imported; ``sha256`` is of its bytes, empty where there were none."""
-
-    image_id: str
-    source: str
-    stage: str
-    error: str
-    sha256: str = ""
 
 
 def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
@@ -84,7 +61,7 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
         label_file = write_label_shard(store, plan.metadata["label_set"], image_file.path, label_rows(checked))
         files = [image_file, label_file]
     if quarantined:
-        write_quarantine(store, job.plan_id, task_id, quarantined)
+        write_quarantine(store, job.plan_id, f"{task_id:06d}", quarantined)
     receipt = Receipt(
         task_id=task_id, files=tuple(files), ledger=ledger.to_json(), extra={"loaded_annotations": loaded}
     )
@@ -98,9 +75,7 @@ def _load(
     def load(item: SourceItem) -> ImageRecord | Exception:
         try:
             record = source.load(item)
-            if deep:
-                check_pixels(record.image, record.format)
-            return record
+            return _checked_to_the_last_pixel(record) if deep else record
         except (BadImage, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             return error
         except (OSError, ValueError) as error:
@@ -116,9 +91,18 @@ def _load(
     return list(zip(items, found, strict=True))
 
 
+def _checked_to_the_last_pixel(record: ImageRecord) -> ImageRecord:
+    try:
+        check_pixels(record.image, record.format)
+    except BadImage as error:
+        error.sha256 = record.sha256
+        raise
+    return record
+
+
 def _sort_out(
     found: Sequence[tuple[SourceItem, ImageRecord | Exception]], ledger: Ledger
-) -> tuple[list[tuple[ImageRecord, SourceItem]], list[Quarantined]]:
+) -> tuple[list[tuple[ImageRecord, SourceItem]], list[QuarantineRow]]:
     records, quarantined = [], []
     for item, record in found:
         refusal = _refusal(item, record)
@@ -139,12 +123,13 @@ def _sort_out(
                 annotations=_count(held),
             )
         )
-        sha256 = record.sha256 if isinstance(record, ImageRecord) else _sha256_of(item)
+        sha256 = record.sha256 if isinstance(record, ImageRecord | BadImage) else None
         quarantined.append(
-            Quarantined(
+            QuarantineRow(
                 image_id=item.image_id,
                 source=redact(item.uri),
-                stage="load",
+                stage="read" if sha256 is None else "decode",
+                error_class=type(record).__name__ if isinstance(record, Exception) else "BadImage",
                 error=f"{reason}: {detail}",
                 sha256=sha256,
             )
@@ -163,13 +148,6 @@ def _refusal(item: SourceItem, found: ImageRecord | Exception) -> tuple[str, str
         # Its boxes lie in the frame that a viewer shows, ours in the stored one: they would all be wrong.
         return "annotations are in the upright frame of a turned image", f"EXIF orientation {found.exif_orientation}"
     return None
-
-
-def _sha256_of(item: SourceItem) -> str:
-    try:
-        return hashlib.sha256(read_item(item)).hexdigest()
-    except (OSError, ValueError):  # what cannot be read a second time has no digest
-        return ""
 
 
 def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], ledger: Ledger) -> ImageRecord:
@@ -204,16 +182,6 @@ def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], 
 
 def _count(annotations: Annotations | None) -> int:
     return 0 if annotations is None else len(annotations)
-
-
-def write_quarantine(store: Store, plan_id: str, task_id: int, rows: Sequence[Quarantined]) -> str:
-    """Write what a task could not import to ``_quarantine/<plan_id>/<task>.parquet``; returns the path."""
-    table = pa.table({f.name: [getattr(row, f.name) for row in rows] for f in _QUARANTINE}, schema=_QUARANTINE)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    path = f"_quarantine/{plan_id}/{task_id:06d}.parquet"
-    store.write_bytes(path, memoryview(sink.getvalue()))
-    return path
 
 
 def commit_job(job: Job, plan: Plan, *, strict: bool = False, dedupe: Dedupe = "report") -> DatasetVersion:

@@ -12,11 +12,12 @@ import pyarrow as pa
 from pipelines.inputs import Inputs
 from pipelines.jobs import Job, Plan, make_plan_id
 from pipelines.ledger import Ledger, LedgerEntry
+from pipelines.quarantine import LISTED, QuarantineRow, write_quarantine
 from pipelines.references import EmptyDataset
 from pipelines.schema import OBJECTS, SCHEMA_VERSION, annotations_from_arrow, annotations_to_arrow, dump_json, load_json
 from pipelines.shards import MAX_SHARD_BYTES, MAX_SHARD_IMAGES
 from pipelines.sources import Described, Source, SourceItem
-from pipelines.storage import redact
+from pipelines.storage import Store, redact
 
 ITEMS = pa.schema(
     [
@@ -113,6 +114,7 @@ def save_ingest_plan(job: Job, source: Source, label_set: str, settings: Mapping
     def tables() -> Iterator[pa.Table]:
         for task in cut_tasks(_items(source, ledger, counts)):
             yield items_to_arrow(task)
+        _keep_refused(job, ledger)
         # Known only once the source is read to its end; save_plan writes the metadata last.
         metadata.update(ledger=ledger.to_json(), seen=dict(counts))
 
@@ -127,6 +129,22 @@ def _not_empty(tables: Iterator[pa.Table], source: Source, ledger: Ledger) -> It
         raise EmptyDataset(f"the {source.kind} source offers not one image{': ' + why if why else ''}")
     yield first
     yield from tables
+
+
+def _keep_refused(job: Job, ledger: Ledger) -> None:
+    refused = [e for e in ledger.entries if (e.subject, e.fate) == ("image", "quarantined")]
+    if refused:
+        rows = [
+            QuarantineRow(
+                image_id=e.image_id,
+                source="",
+                stage="list",
+                error_class="",
+                error=f"{e.reason}: {e.detail}".rstrip(": "),
+            )
+            for e in refused
+        ]
+        write_quarantine(Store.open(job.dataset_uri), job.plan_id, LISTED, rows)
 
 
 def _items(source: Source, ledger: Ledger, counts: dict[str, int]) -> Iterator[SourceItem]:

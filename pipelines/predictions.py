@@ -1,4 +1,4 @@
-"""Predictions at rest: rows of a model's label set, what was quarantined, and the way back to COCO's results file.
+"""Predictions at rest: rows of a model's label set and the way back to COCO's results file.
 
 A prediction set is a label set with scores: beside a dataset's images it can be trained on as it is. That of an
 archive labelled where it lies is a table of its own in the same layout, each row naming the source and, where one
@@ -48,17 +48,6 @@ ARCHIVE_ROWS = pa.schema(
     ]
 )
 
-QUARANTINE = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("source", pa.string()),
-        ("stage", pa.string()),  # list, read or decode
-        ("error_class", pa.string()),
-        ("error", pa.string()),
-        ("sha256", pa.string()),  # of the bytes, null where there are none
-    ]
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchivePlace:
@@ -70,18 +59,6 @@ class ArchivePlace:
     length: int | None = None
     format: str | None = None
     exif_orientation: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuarantineRow:
-    """One bad input; see ``QUARANTINE``."""
-
-    image_id: str
-    source: str
-    stage: str
-    error_class: str
-    error: str
-    sha256: str | None = None
 
 
 def write_predictions(
@@ -115,26 +92,6 @@ def write_predictions(
         splits[row.split] = splits.get(row.split, 0) + 1
     num_objects = sum(len(row.annotations) for row in rows if row.annotations is not None)
     return ShardFile(path=path, size=len(content), rows=len(rows), num_objects=num_objects, splits=splits)
-
-
-def write_quarantine(store: Store, plan_id: str, name: str, rows: Sequence[QuarantineRow]) -> str:
-    """Write the bad inputs of one task to ``_quarantine/<plan_id>/<name>.parquet``; a repeated task replaces it."""
-    table = pa.Table.from_pylist([{f: getattr(r, f) for f in QUARANTINE.names} for r in rows], schema=QUARANTINE)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    path = f"_quarantine/{plan_id}/{name}.parquet"
-    store.write_bytes(path, sink.getvalue())
-    return path
-
-
-def read_quarantine(uri: str, plan_id: str) -> list[QuarantineRow]:
-    """All bad inputs of a plan, by file and row."""
-    store = Store.open(uri)
-    return [
-        QuarantineRow(**row)
-        for file in store.list_files(f"_quarantine/{plan_id}")
-        for row in pq.read_table(pa.BufferReader(store.read_bytes(file.path))).to_pylist()
-    ]
 
 
 def commit_predictions(

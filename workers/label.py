@@ -15,13 +15,8 @@ from detectors.checkpoint import read_description
 from pipelines.commits import DatasetVersion
 from pipelines.jobs import Job, Receipt
 from pipelines.ledger import Ledger
-from pipelines.predictions import (
-    QuarantineRow,
-    commit_predictions,
-    open_predictions,
-    to_coco_results,
-    write_quarantine,
-)
+from pipelines.predictions import commit_predictions, open_predictions, to_coco_results
+from pipelines.quarantine import LISTED, QuarantineRow, write_quarantine
 from pipelines.sources.archive import member_uri
 from pipelines.storage import Store, absolute, redact
 from workers.cluster import ray_session
@@ -266,7 +261,7 @@ def _write_refusals(source: LabelInput, plan: LabelPlan) -> None:
         )
         for refused in source.refused
     ]
-    write_quarantine(Store.open(plan.root), plan.plan_id, "refused", rows)
+    write_quarantine(Store.open(plan.root), plan.plan_id, LISTED, rows)
 
 
 def _results(config: LabelConfig, made: DatasetVersion) -> str | None:

@@ -23,14 +23,8 @@ from detectors.optimize import optimize
 from detectors.structures import Prediction
 from pipelines.jobs import Job, Receipt
 from pipelines.ledger import Ledger, LedgerEntry
-from pipelines.predictions import (
-    STATUS_FAILED,
-    STATUS_OK,
-    ArchivePlace,
-    QuarantineRow,
-    write_predictions,
-    write_quarantine,
-)
+from pipelines.predictions import STATUS_FAILED, STATUS_OK, ArchivePlace, write_predictions
+from pipelines.quarantine import QuarantineRow, write_quarantine
 from pipelines.records import Annotations, LabelMap
 from pipelines.schema import STORED_FRAME, LabelRow
 from pipelines.shards import shard_stem

@@ -157,7 +157,12 @@ def record_from_bytes(item: SourceItem, image: bytes, *, annotations: Annotation
     Raises:
         BadImage: not a whole image of a known format.
     """
-    header = probe_image(image)
+    sha256 = hashlib.sha256(image).hexdigest()
+    try:
+        header = probe_image(image)
+    except BadImage as error:
+        error.sha256 = sha256
+        raise
     return ImageRecord(
         image_id=item.image_id,
         image=image,
@@ -165,7 +170,7 @@ def record_from_bytes(item: SourceItem, image: bytes, *, annotations: Annotation
         width=header.width,
         height=header.height,
         exif_orientation=header.exif_orientation,
-        sha256=hashlib.sha256(image).hexdigest(),
+        sha256=sha256,
         source=redact(item.uri),
         split=item.split,
         coco_image_id=-1 if item.coco_image_id is None else item.coco_image_id,

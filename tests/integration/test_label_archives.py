@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import open_predictions
-from pipelines.predictions import read_quarantine
+from pipelines.quarantine import read_quarantine
 from pipelines.references import EmptyDataset
 from pipelines.sources.synthetic import SyntheticSource
 from tests.integration.labelling import THRESHOLD, make_model, rows_by_image

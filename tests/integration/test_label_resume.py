@@ -16,7 +16,7 @@ import pytest
 
 from pipelines import delta, open_dataset, open_predictions
 from pipelines.jobs import Job
-from pipelines.predictions import read_quarantine
+from pipelines.quarantine import read_quarantine
 from pipelines.storage import Store
 from tests.conftest import running
 from tests.integration.labelling import THRESHOLD, make_model, rows_by_image

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from pipelines import open_dataset, open_predictions
-from pipelines.predictions import read_quarantine
+from pipelines.quarantine import read_quarantine
 from tests.conftest import S3Server
 from tests.integration.labelling import THRESHOLD, make_model, rows_by_image
 from tests.integration.test_label_resume import command

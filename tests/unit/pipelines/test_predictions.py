@@ -14,12 +14,9 @@ from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.maintenance import verify
 from pipelines.predictions import (
     ArchivePlace,
-    QuarantineRow,
     commit_predictions,
-    read_quarantine,
     to_coco_results,
     write_predictions,
-    write_quarantine,
 )
 from pipelines.records import Annotations, Rle
 from pipelines.references import DatasetNotFound
@@ -192,20 +189,6 @@ def test_an_archives_predictions_verify_by_themselves(tmp_path):
     assert verify(made.reference) == []
     (tmp_path / file.path).write_bytes(b"other bytes")
     assert [problem.path for problem in verify(made.reference)] == [file.path]
-
-
-def test_quarantine_is_kept_by_plan(tmp_path):
-    store = Store.open(tmp_path)
-    rows = [
-        QuarantineRow(image_id="a", source="s/a", stage="decode", error_class="BadImage", error="cut", sha256="00"),
-        QuarantineRow(image_id="b", source="s/b", stage="list", error_class="Refused", error="it is a link"),
-    ]
-    for _ in range(2):  # a repeated task replaces its file
-        write_quarantine(store, "p1", "000001", rows)
-    write_quarantine(store, "p2", "000001", rows[:1])
-    assert read_quarantine(store.uri, "p1") == rows
-    assert read_quarantine(store.uri, "p2") == rows[:1]
-    assert read_quarantine(store.uri, "p3") == []
 
 
 def test_errors_name_the_way_out(dataset):
