@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from pipelines import delta
 from pipelines.lookup import lookup_path
 from pipelines.near_duplicates import hashes_path
-from pipelines.references import parse_reference
+from pipelines.references import EmptyDataset, Reference, parse_reference
+from pipelines.shard_sink import ShardDigest
 from pipelines.shards import index_path, shard_stem
 from pipelines.storage import Store, redact
-from pipelines.versions import list_label_sets, open_dataset
+from pipelines.versions import Dataset, list_label_sets, open_dataset
 
 GRACE_HOURS = 168.0
 _READERS = 8
@@ -45,30 +46,97 @@ class Vacuumed:
     deleted: bool
 
 
-def verify(reference: str) -> list[Problem]:
+def verify(reference: str, *, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
     """Read every file of a version again and compare it with the digests that were taken when it was written.
 
     Args:
         reference: of one version; see ``open_dataset``.
+        progress: called as ``progress(done, total)`` with files.
     Returns:
-        One problem a missing, cut or changed file, images named; empty where all is well.
+        One problem a missing, cut or changed file, images named; sorted, empty where all is well.
     """
-    dataset = open_dataset(reference)
-    store = Store.open(dataset.uri)
+    return _verify([open_dataset(reference)], progress)
+
+
+def verify_newest(uri: str, *, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
+    """As ``verify``, of the newest version of every label set; files that several of them name are read once."""
+    dataset_uri = parse_reference(uri).uri
+    datasets = []
+    for label_set in list_label_sets(dataset_uri):
+        try:
+            datasets.append(open_dataset(Reference(uri=dataset_uri, label_set=label_set)))
+        except EmptyDataset:  # all its images were purged
+            continue
+    return _verify(datasets or [open_dataset(dataset_uri)], progress)
+
+
+def _verify(datasets: Sequence[Dataset], progress: Callable[[int, int], None] | None) -> list[Problem]:
+    store = Store.open(datasets[0].uri)
+    label_paths = {ref.label_path for dataset in datasets for ref in dataset.shards}
     # Predictions have several label files an image shard, or none of our image shards at all.
-    image_paths = sorted({ref.image_path for ref in dataset.shards}) if dataset.has_images else []
+    image_paths = {ref.image_path for dataset in datasets if dataset.has_images for ref in dataset.shards}
+    problems: list[Problem] = []
     with ThreadPoolExecutor(_READERS) as pool:
-        labels = pool.map(
-            lambda ref: _verify_name(store, ref.label_path, ref.label_path.split(".")[-2]), dataset.shards
-        )
-        images = pool.map(lambda path: _verify_shard(store, path), image_paths)
-        return [problem for problems in (*labels, *images) for problem in problems]
+        checks = [pool.submit(_verify_name, store, path, path.split(".")[-2]) for path in label_paths]
+        checks += [pool.submit(_verify_shard, store, path) for path in image_paths]
+        for done, check in enumerate(as_completed(checks), 1):
+            problems += check.result()
+            if progress is not None:
+                progress(done, len(checks))
+    return sorted(problems, key=lambda problem: (problem.path, problem.what))
 
 
 def _verify_shard(store: Store, path: str) -> list[Problem]:
+    """The shard and its index, which has no digest of its own: what it says of each image is checked.
+
+    A shard is named by its ``ShardDigest``, older ones by the sha256 of the file.
+    """
     stem = shard_stem(path)
-    found = _verify_name(store, path, stem.removeprefix("part-"))
-    return found + _verify_images(store, path, index_path(stem))
+    index = index_path(stem)
+    try:
+        rows = pq.read_table(pa.BufferReader(store.read_bytes(index))).to_pylist()
+    except FileNotFoundError:
+        return _missing(store, path) + [Problem(path=index, what="the file is missing")]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        return _missing(store, path) + [Problem(path=index, what=f"the file cannot be read: {error}")]
+    try:
+        digest, differing = _digest_shard(store, path, rows)
+    except FileNotFoundError:
+        return [Problem(path=path, what="the file is missing")]
+    except OSError as error:
+        return [Problem(path=path, what=f"the file cannot be read: {error}")]
+    except (ValueError, KeyError, TypeError) as error:
+        return _missing(store, path) + [Problem(path=index, what=f"it names places that cannot be: {error}")]
+    if digest[:32] == stem.removeprefix("part-"):
+        return [Problem(path=index, what=f"it gives another sha256 of image {image_id!r}") for image_id in differing]
+    return _verify_name(store, path, stem.removeprefix("part-")) + [
+        Problem(path=path, what=f"image {image_id!r} differs from its sha256 in {index}") for image_id in differing
+    ]
+
+
+def _digest_shard(store: Store, path: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """Its ``ShardDigest``, and the ids of images that differ from their sha256 in the index."""
+    digest, differing, position = ShardDigest(), [], 0
+    with store.open_read(path) as stream:
+        for row in rows:
+            offset, length = int(row["offset"]), int(row["length"])
+            if offset < position or length < 0:
+                raise ValueError(f"image {row['image_id']!r} at {offset}, {length} bytes")
+            while content := stream.read(min(_CHUNK, offset - position)):
+                digest.rest(content)
+                position += len(content)
+            found = hashlib.sha256(stream.read(length)).hexdigest()
+            digest.image(found)
+            position += length
+            if found != row["sha256"]:
+                differing.append(row["image_id"])
+        while content := stream.read(_CHUNK):
+            digest.rest(content)
+    return digest.hexdigest(), differing
+
+
+def _missing(store: Store, path: str) -> list[Problem]:
+    return [] if store.exists(path) else [Problem(path=path, what="the file is missing")]
 
 
 def _verify_name(store: Store, path: str, digest: str) -> list[Problem]:
@@ -85,29 +153,6 @@ def _verify_name(store: Store, path: str, digest: str) -> list[Problem]:
     if sha256.hexdigest()[:32] == digest:
         return []
     return [Problem(path=path, what="its bytes differ from the digest in its name")]
-
-
-def _verify_images(store: Store, image_path: str, index: str) -> list[Problem]:
-    """The index has no digest of its own: what it says of each image is checked against the shard."""
-    try:
-        rows = pq.read_table(pa.BufferReader(store.read_bytes(index))).to_pylist()
-    except FileNotFoundError:
-        return [Problem(path=index, what="the file is missing")]
-    except (OSError, ValueError, pa.ArrowException) as error:
-        return [Problem(path=index, what=f"the file cannot be read: {error}")]
-    problems = []
-    try:
-        with store.open_read(image_path) as stream:
-            for row in rows:
-                stream.seek(row["offset"])
-                if hashlib.sha256(stream.read(row["length"])).hexdigest() != row["sha256"]:
-                    what = f"image {row['image_id']!r} differs from its sha256 in {index}"
-                    problems.append(Problem(path=image_path, what=what))
-    except OSError:
-        return []  # told of already
-    except (ValueError, KeyError, TypeError) as error:
-        return [Problem(path=index, what=f"it names places that cannot be: {error}")]
-    return problems
 
 
 def vacuum(uri: str, *, grace_hours: float = GRACE_HOURS, dry_run: bool = False) -> Vacuumed:

@@ -18,18 +18,10 @@ from pipelines.label_commits import purged_shards, settle
 from pipelines.lineage import PURGE
 from pipelines.near_duplicates import hashes_path
 from pipelines.records import ImageRecord
-from pipelines.references import parse_reference
+from pipelines.references import format_reference, parse_reference
 from pipelines.schema import SCHEMA_VERSION, LabelRow
-from pipelines.shards import (
-    ShardFile,
-    ShardRef,
-    image_path,
-    index_path,
-    join_records,
-    shard_stem,
-    verify_image,
-    write_image_shard,
-)
+from pipelines.shard_writing import write_image_shard
+from pipelines.shards import ShardFile, ShardRef, image_path, index_path, join_records, shard_stem, verify_image
 from pipelines.storage import Store, redact
 from pipelines.versions import list_label_sets, open_dataset
 
@@ -43,19 +35,21 @@ class _ShardMoved(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purged:
-    """What a purge did.
+    """What a purge did, or would do.
 
     Attributes:
         image_ids: that are gone, sorted.
         copies: images that are not, but have the same bytes as one of them.
         shards: paths of the image files that were deleted.
         versions: label set -> reference of its newest version, of those that had to change.
+        deleted: False for a dry run; ``versions`` are then those that are there now.
     """
 
     image_ids: tuple[str, ...]
     copies: tuple[str, ...]
     shards: tuple[str, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    deleted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,7 @@ class _Held:
     copies: tuple[str, ...]
 
 
-def purge_images(uri: str, image_ids: Collection[str]) -> Purged:
+def purge_images(uri: str, image_ids: Collection[str], *, dry_run: bool = False) -> Purged:
     """Take images out of all label sets and their bytes out of the store, at once and for good.
 
     Safe beside ingests, other purges and other changes; after a crash call it again, and it is finished. Files that
@@ -75,6 +69,7 @@ def purge_images(uri: str, image_ids: Collection[str]) -> Purged:
     Args:
         uri: the dataset; all its label sets are changed.
         image_ids: may be in no label set any more: what was removed still has its bytes until it is purged.
+        dry_run: tell, but change nothing.
     Raises:
         ValueError: one of them is nowhere in the dataset; nothing is changed then.
         DatasetNotFound: nothing is there.
@@ -83,12 +78,11 @@ def purge_images(uri: str, image_ids: Collection[str]) -> Purged:
     if not delta.exists(store.sub("images")):
         open_dataset(store.uri)  # raises, and names near ones
     ids = frozenset(image_ids)
+    if dry_run:
+        return _would_purge(store, ids)
     versions, shards = _finish(store)
     for _ in range(_ATTEMPTS):
         held = _find(store, ids)
-        missing = sorted(ids - frozenset().union(*held.stems.values()))
-        if missing:
-            raise ValueError(f"{redact(store.uri)} has no image {missing[0]!r} ({len(missing)} of {len(ids)} missing)")
         rewritten = {stem: _rewrite(store, stem, gone) for stem, gone in held.stems.items()}
         try:
             _commit(store, rewritten)
@@ -102,13 +96,33 @@ def purge_images(uri: str, image_ids: Collection[str]) -> Purged:
     raise ValueError(f"{redact(store.uri)}: its shards are purged by others all the time; try again later")
 
 
+def _would_purge(store: Store, ids: frozenset[str]) -> Purged:
+    held = _find(store, ids)
+    versions = {}
+    for label_set in list_label_sets(store.uri):
+        newest = delta.open_snapshot(store.sub("labels", label_set))
+        if any(shard_stem(file.path) in held.stems for file in newest.files):
+            versions[label_set] = format_reference(store.uri, label_set, newest.version)
+    return Purged(
+        image_ids=tuple(sorted(ids)),
+        copies=held.copies,
+        shards=tuple(image_path(stem) for stem in sorted(held.stems)),
+        versions=versions,
+        deleted=False,
+    )
+
+
 def _find(store: Store, ids: frozenset[str]) -> _Held:
+    """Raises ValueError where one of the images is nowhere."""
     stems = [shard_stem(f.path) for f in delta.open_snapshot(store.sub("images")).files]
     with ThreadPoolExecutor(_READERS) as pool:
         indexes = list(pool.map(lambda stem: _index(store, stem), stems))
     stems_of = {
         stem: frozenset(ids.intersection(index)) for stem, index in zip(stems, indexes) if ids.intersection(index)
     }
+    missing = sorted(ids - frozenset().union(*stems_of.values()))
+    if missing:
+        raise ValueError(f"{redact(store.uri)} has no image {missing[0]!r} ({len(missing)} of {len(ids)} missing)")
     digests = {index[i] for index in indexes for i in ids.intersection(index)}
     copies = sorted(i for index in indexes for i, digest in index.items() if digest in digests and i not in ids)
     return _Held(stems_of, tuple(copies))
