@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _STEPS = 2**64
+_NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,22 @@ class SplitRule:
             if place < edge:
                 return name
         return self.names[-1]
+
+
+def parse_ratios(text: str) -> dict[str, float]:
+    """From e.g. ``train=0.8,val=0.2``, as people type it.
+
+    Raises:
+        ValueError: not of that form, a split given twice, or a share that ``SplitRule`` refuses.
+    """
+    ratios: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = (piece.strip() for piece in part.partition("="))
+        if not name or name in ratios or not _NUMBER.fullmatch(share):
+            raise ValueError(f"{text!r} names no shares of splits; write e.g. train=0.8,val=0.2")
+        ratios[name] = float(share)
+    SplitRule.of(ratios)
+    return ratios
 
 
 def fraction_of(key: str, seed: int = 0) -> float:

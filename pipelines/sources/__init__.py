@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -136,6 +137,23 @@ def open_source(kind: str, **options: Any) -> Source:
     Raises:
         ValueError: unknown kind (with near names), or options that the source refuses.
     """
+    make = _factory(kind)
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise ValueError(f"source {kind!r}: {error}; given were {sorted(options)}") from None
+
+
+def source_options(kind: str) -> Mapping[str, inspect.Parameter]:
+    """The options of a kind of source, in order; of the first one a command line makes an argument.
+
+    Raises:
+        ValueError: unknown kind, with near names.
+    """
+    return inspect.signature(_factory(kind)).parameters
+
+
+def _factory(kind: str) -> Callable[..., Source]:
     if kind not in SOURCES:
         near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -144,11 +162,8 @@ def open_source(kind: str, **options: Any) -> Source:
     factory: Any = import_module(module)
     for name in path.split("."):
         factory = getattr(factory, name)
-    make: Callable[..., Source] = factory
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise ValueError(f"source {kind!r}: {error}; given were {sorted(options)}") from None
+    found: Callable[..., Source] = factory
+    return found
 
 
 def record_from_bytes(item: SourceItem, image: bytes, *, annotations: Annotations | None = None) -> ImageRecord:

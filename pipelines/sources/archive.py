@@ -98,7 +98,14 @@ class ArchiveSource:
 
     @classmethod
     def open(cls, uri: str, split: str = "") -> ArchiveSource:
-        """Raises FileNotFoundError or ValueError; see ``archive_kind``."""
+        """Open by the URI of a folder, tar, tar.gz or zip of images.
+
+        Args:
+            uri: the folder (read with all below it) or the archive.
+            split: given to every image.
+        Raises:
+            FileNotFoundError, ValueError: see ``archive_kind``.
+        """
         archive_kind(uri)
         return cls(uri=absolute(uri), split=split)
 

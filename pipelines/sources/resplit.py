@@ -45,10 +45,12 @@ class ResplitSource:
             ratios: split -> share, e.g. ``{"train": 0.9, "val": 0.1}``.
             seed: of the division.
             group_pattern: regular expression on the image id that gives the group; see ``pipelines.splits.group_key``.
-            group_column: key of the source's ``extra`` that gives it instead, e.g. ``patient``.
+            group_column: what gives it instead: ``group_id`` (as without this option), ``image_id`` (no groups), or a
+                key of the source's ``extra``, e.g. ``patient``; images without it stand for themselves.
             keep: splits that stay as the source gives them, e.g. ``test``.
         Raises:
-            ValueError: bad ratios or pattern, or whatever the inner source refuses.
+            ValueError: bad ratios or pattern, or whatever the inner source refuses; from ``scan``, a column that not
+                one image has.
         """
         if group_pattern is not None and group_column is not None:
             raise ValueError("give `group_pattern` or `group_column`, not both")
@@ -92,15 +94,28 @@ class ResplitSource:
         return self.inner.about() if isinstance(self.inner, Described) else {}
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
+        column = None if self.group_column in ("group_id", "image_id") else self.group_column
+        has_column, others = column is None, set[str]()
         for found in self.inner.scan():
             if isinstance(found, SourceItem) and found.split not in self.keep:
-                key = self._group(found)
-                found = replace(found, split=self._rule.split_of(key), group_id=key if key != found.image_id else "")
+                has_column = has_column or column in found.extra
+                others.update(() if has_column else found.extra)
+                key = self._key(found)
+                # Divided by image, the groups that the source knows are still facts.
+                group = key if key != found.image_id else found.group_id if self.group_column == "image_id" else ""
+                found = replace(found, split=self._rule.split_of(key), group_id=group)
             yield found
+        if not has_column:
+            raise ValueError(
+                f"no image has the column {column!r} to be split by; there are "
+                f"{', '.join(['image_id', 'group_id', *sorted(others)])}"
+            )
 
-    def _group(self, item: SourceItem) -> str:
+    def _key(self, item: SourceItem) -> str:
+        if self.group_column == "image_id":
+            return item.image_id
         group = item.group_id
-        if self.group_column is not None:
+        if self.group_column not in (None, "group_id"):
             value = item.extra.get(self.group_column)
             group = "" if value is None else str(value)
         return group_key(item.image_id, group, self.group_pattern)

@@ -36,6 +36,9 @@ class UrlListSource:
     def open(cls, *, uri: str, split: str = "") -> UrlListSource:
         """Open by the list's URI.
 
+        Args:
+            uri: a text file of URIs of images, one a line.
+            split: given to every image.
         Raises:
             ValueError: there is no such file.
         """

@@ -53,7 +53,7 @@ class YoloSource:
         """Open by the URI of a ``data.yaml``, or of the folder that holds one.
 
         Args:
-            uri: any fsspec URI.
+            uri: the ``data.yaml``, or the folder that holds one.
             splits: of ``train``, ``val`` and ``test``; None for all that the file names.
         Raises:
             ValueError: no such file, or not a data.yaml, or it names no such split.
