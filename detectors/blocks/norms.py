@@ -88,7 +88,7 @@ class GroupNorm(nn.GroupNorm):
     """GroupNorm that stays in float32 under autocast: more exact, and on the CPU five times as fast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float()).to(x.dtype)
