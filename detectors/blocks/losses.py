@@ -1,10 +1,9 @@
-"""Losses of the dense detectors."""
+"""Box losses of the dense detectors; what they lose on classes is in ``class_losses``."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
@@ -13,30 +12,6 @@ from detectors.blocks.codecs import PLAIN, CodecWeights, decode_boxes, encode_bo
 
 BoxLoss = Literal["smooth_l1", "l1", "giou"]
 BOX_LOSSES: tuple[BoxLoss, ...] = ("smooth_l1", "l1", "giou")
-
-
-def dense_focal_loss(
-    logits: Tensor, positives: Tensor, labels: Tensor, weights: Tensor, *, alpha: float, gamma: float
-) -> Tensor:
-    """Weighted sum of FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t) over all anchors and classes.
-
-    There is no one-hot target: nearly every element is background, so all are summed as background, and the few
-    true ones are put right.
-
-    Args:
-        logits: (N, C).
-        positives: (P,) int64, rows that show an object.
-        labels: (P,) int64, its label in 0..C-1.
-        weights: (N,) of each row; 0 ignores it.
-    Returns:
-        Scalar.
-    Source: Lin et al. 2017, 1708.02002, equation 5; torchvision.ops.sigmoid_focal_loss.
-    """
-    background = (1 - alpha) * torch.sigmoid(logits) ** gamma * F.softplus(logits)
-    total = (background.sum(1) * weights).sum()
-    true = logits[positives, labels]
-    as_object = alpha * torch.sigmoid(-true) ** gamma * F.softplus(-true)
-    return total + ((as_object - background[positives, labels]) * weights[positives]).sum()
 
 
 def box_regression_loss(

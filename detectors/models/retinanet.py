@@ -14,9 +14,10 @@ from torch import Tensor
 from detectors.base import Detector, Preprocessing
 from detectors.blocks.anchors import AnchorGrid, grid_anchors
 from detectors.blocks.backbones import Backbone
+from detectors.blocks.class_losses import ClassLoss, ClassLossOptions, dense_class_loss
 from detectors.blocks.heads import DenseHead, DenseOutputs
-from detectors.blocks.losses import BOX_LOSSES, BoxLoss, box_regression_loss, dense_focal_loss
-from detectors.blocks.matchers import IGNORED, IouMatcher
+from detectors.blocks.losses import BOX_LOSSES, BoxLoss, box_regression_loss
+from detectors.blocks.matchers import IouMatcher
 from detectors.blocks.necks import FeaturePyramid
 from detectors.blocks.norms import Norm
 from detectors.blocks.postprocess import DenseSelection, select_detections
@@ -39,7 +40,11 @@ class RetinaNetOptions:
         p6_source: P6 is made from C5 (paper) or P5 (torchvision).
         anchor_scale, anchor_octaves, anchor_ratios, anchor_offset, anchor_style: see ``AnchorGrid``.
         match_high, match_low, low_quality_matches: see ``IouMatcher``.
-        focal_alpha, focal_gamma, prior: of the focal loss and the classifier's first bias.
+        loss, focal_alpha, focal_gamma, ce_alpha, ohem_batch, ohem_nms_iou, ohem_balanced, negatives_per_positive,
+            min_negatives: of the classification; see ``ClassLossOptions``. Whatever is summed is divided by the
+            positives, as ``normalize_by`` says.
+        class_loss_weight: factor of the classification loss.
+        prior: probability that the untrained classifier gives every class everywhere.
         box_loss, smooth_l1_beta, box_loss_weight: see ``box_regression_loss``.
         normalize_by: losses are divided by the positives of each image (paper) or of the batch.
         score_threshold, topk, nms_iou, max_detections: see ``DenseSelection``.
@@ -65,8 +70,16 @@ class RetinaNetOptions:
     match_high: float = 0.5
     match_low: float = 0.4
     low_quality_matches: bool = True
+    loss: ClassLoss = "focal"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    ce_alpha: float = 0.75
+    ohem_batch: int = 128
+    ohem_nms_iou: float = 0.5
+    ohem_balanced: bool = False
+    negatives_per_positive: float = 3.0
+    min_negatives: int = 0
+    class_loss_weight: float = 1.0
     prior: float = 0.01
     box_loss: BoxLoss = "smooth_l1"
     smooth_l1_beta: float = 1.0
@@ -86,6 +99,7 @@ class RetinaNetOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        ClassLossOptions.of(self)  # checks its own
         if not 0 < self.prior < 1:
             raise ValueError(f"prior is {self.prior}; it must lie between 0 and 1")
         if self.image_size < 32:
@@ -110,6 +124,7 @@ class RetinaNet(Detector):
         self.matcher = IouMatcher(
             high=options.match_high, low=options.match_low, low_quality=options.low_quality_matches
         )
+        self.class_loss = ClassLossOptions.of(options)
         self.selection = DenseSelection(
             score_threshold=options.score_threshold,
             topk=options.topk,
@@ -141,30 +156,22 @@ class RetinaNet(Detector):
         return grid_anchors(self.grid, outputs.shapes, (images.shape[-2], images.shape[-1]), outputs.logits[0].device)
 
     def losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
-        """``classification`` (focal) and ``box_regression``, each normalised by matched anchors."""
+        """``classification`` (focal by default) and ``box_regression``, each normalised by matched anchors."""
         outputs = self.dense(batch.images)
         anchors = self.anchors(outputs, batch.images)
         matched = torch.stack([self.matcher.match(t.boxes, t.iscrowd, anchors) for t in targets])
         labels, boxes, first = _concatenate(targets)
         per_object = self._weights(matched)
-        classification, regression = [], []
+        image, anchor = (matched >= 0).nonzero(as_tuple=True)
+        objects = matched[image, anchor] + first[image]
+        classification = dense_class_loss(outputs.logits, matched, labels[objects], self.class_loss, anchors=anchors)
+        regression = []
         levels = [logits.shape[1] for logits in outputs.logits]
-        for logits, deltas, level_matched, level_anchors in zip(
-            outputs.logits, outputs.deltas, matched.split(levels, 1), anchors.split(levels)
+        for deltas, level_matched, level_anchors in zip(
+            outputs.deltas, matched.split(levels, 1), anchors.split(levels)
         ):
             image, anchor = (level_matched >= 0).nonzero(as_tuple=True)
             objects = level_matched[image, anchor] + first[image]
-            weights = torch.where(level_matched == IGNORED, 0.0, per_object[:, None])
-            classification.append(
-                dense_focal_loss(
-                    logits.float().flatten(0, 1),
-                    image * logits.shape[1] + anchor,
-                    labels[objects],
-                    weights.flatten(),
-                    alpha=self.options.focal_alpha,
-                    gamma=self.options.focal_gamma,
-                )
-            )
             of_anchor = box_regression_loss(
                 deltas[image, anchor].float(),
                 boxes[objects],
@@ -174,7 +181,7 @@ class RetinaNet(Detector):
             )
             regression.append((of_anchor * per_object[image]).sum())
         return {
-            "classification": torch.stack(classification).sum(),
+            "classification": (classification * per_object).sum() * self.options.class_loss_weight,
             "box_regression": torch.stack(regression).sum() * self.options.box_loss_weight,
         }
 

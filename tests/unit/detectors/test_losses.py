@@ -1,4 +1,4 @@
-"""Focal and box losses against torchvision's and by hand; what a RetinaNet makes of them."""
+"""Box losses by hand; what a RetinaNet makes of its losses."""
 
 from __future__ import annotations
 
@@ -7,37 +7,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 from detectors import create
-from detectors.blocks.losses import box_regression_loss, dense_focal_loss
+from detectors.blocks.class_losses import CLASS_LOSSES, ClassLossOptions, dense_class_loss
+from detectors.blocks.losses import box_regression_loss
 from detectors.structures import Batch, Target
-
-
-def test_focal_loss_is_finite_where_logits_are_huge() -> None:
-    logits = torch.tensor([[1e4], [-1e4]], requires_grad=True)
-    loss = dense_focal_loss(logits, torch.tensor([1]), torch.tensor([0]), torch.ones(2), alpha=0.25, gamma=2.0)
-    loss.backward()
-    assert loss.item() == pytest.approx(1e4 * 0.75 + 1e4 * 0.25)
-    assert logits.grad is not None and bool(logits.grad.isfinite().all())
-
-
-@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.75, 5.0)])
-def test_focal_loss_and_its_gradient_equal_torchvisions(alpha: float, gamma: float) -> None:
-    generator = torch.Generator().manual_seed(1)
-    logits = (torch.randn(40, 5, generator=generator) * 3).requires_grad_()
-    positives, labels = torch.tensor([3, 17, 20]), torch.tensor([4, 0, 0])
-    weights = torch.rand(40, generator=generator)
-    weights[[1, 5, 20]] = 0
-    targets = torch.zeros(40, 5)
-    targets[positives, labels] = 1
-    plain = (sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma) * weights[:, None]).sum()
-    dense = dense_focal_loss(logits, positives, labels, weights, alpha=alpha, gamma=gamma)
-    torch.testing.assert_close(dense, plain)
-    (expected,) = torch.autograd.grad(plain, logits)
-    (gradient,) = torch.autograd.grad(dense, logits)
-    torch.testing.assert_close(gradient, expected)
-    assert gradient[[1, 5, 20]].abs().max() == 0
 
 
 def test_box_losses_by_hand() -> None:
@@ -97,6 +71,36 @@ def test_a_crowd_over_everything_leaves_nothing_to_learn(model: torch.nn.Module)
     everywhere = target([[-500.0, -500, 500, 500]], crowds=(0,))
     losses = model(batch_of(1), [everywhere])
     assert losses["classification"] == 0 and losses["box_regression"] == 0
+
+
+@pytest.mark.parametrize("loss", CLASS_LOSSES)
+def test_every_class_loss_trains_with_and_without_objects(loss: str) -> None:
+    torch.manual_seed(0)
+    model = create("retinanet_lite0", num_classes=2, norm="gn", image_size=64, loss=loss, min_negatives=2)
+    losses = model(batch_of(2), [target([[5.0, 5, 30, 40]]), target([])])
+    torch.stack(list(losses.values())).sum().backward()
+    bias = model.get_parameter("head.class_logits.bias").grad
+    assert bias is not None and bool(bias.isfinite().all()) and float(bias.abs().max()) > 0
+    # The same sums by hand: the only image with objects has one set of anchors that match it.
+    with torch.no_grad():
+        outputs = model.dense(batch_of(2).images)
+        anchors = model.anchors(outputs, batch_of(2).images)
+        box = torch.tensor([[5.0, 5, 30, 40]])
+        matched = torch.stack(
+            [model.matcher.match(boxes, torch.zeros(len(boxes), dtype=torch.bool), anchors) for boxes in (box, box[:0])]
+        )
+        positives = int((matched >= 0).sum())
+        options = ClassLossOptions(loss=loss, min_negatives=2)  # type: ignore[arg-type]
+        sums = dense_class_loss(
+            outputs.logits, matched, torch.zeros(positives, dtype=torch.int64), options, anchors=anchors
+        )
+    assert positives > 0 and bool((sums > 0).all())
+    torch.testing.assert_close(losses["classification"].detach(), sums.sum() / positives)
+
+
+def test_class_loss_options_are_checked() -> None:
+    with pytest.raises(ValueError, match="loss is 'bce'; choose one of focal"):
+        create("retinanet_lite0", num_classes=2, loss="bce")
 
 
 @pytest.mark.parametrize("normalize_by", ["image", "batch"])
