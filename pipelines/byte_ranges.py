@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.records import IntArray
 from pipelines.shards import index_path, shard_stem
-from pipelines.storage import Store
+from pipelines.storage import Store, redact
 
 MAX_GAP = 64 * 1024
 """Bytes between two images that are read along rather than asking twice."""
@@ -21,10 +21,21 @@ MAX_REQUEST = 32 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """An image as its shard holds it, not yet compared with the digest it was stored under."""
+    """An image as its shard holds it, not yet compared with the digest it was stored under.
+
+    Attributes:
+        image: its bytes; empty where the shard ends before them.
+        sha256: of the bytes that were stored.
+        error: why there are no bytes, or None.
+    """
 
     image: bytes
     sha256: str
+    error: str | None = None
+
+
+class MissingShard(ValueError):
+    """A file of image bytes, or its index, is not there."""
 
 
 def read_stored_images(store: Store, image_file: str, rows: Sequence[int]) -> list[StoredImage]:
@@ -37,18 +48,41 @@ def read_stored_images(store: Store, image_file: str, rows: Sequence[int]) -> li
     Returns:
         One an entry of ``rows``; the caller verifies the digests, so that one damaged image does not hide the rest.
     Raises:
-        ValueError: the file was cut.
+        MissingShard: the shard or its index is not there: lost, or purged since the version was opened.
+        ValueError: the index cannot be read.
     """
     index = _byte_index(store.uri, index_path(shard_stem(image_file)))
     offsets, lengths = index.offsets[list(rows)], index.lengths[list(rows)]
-    found = []
+    found: list[StoredImage] = []
     for first, last in requests(offsets, lengths):
-        start = int(offsets[first])
-        content = store.read_range(image_file, start, int(offsets[last - 1] + lengths[last - 1]) - start)
-        for i in range(first, last):
-            at = int(offsets[i]) - start
-            found.append(StoredImage(image=content[at : at + int(lengths[i])], sha256=index.sha256[rows[i]]))
+        for image, error in _read(store, image_file, offsets[first:last], lengths[first:last]):
+            found.append(StoredImage(image=image, sha256=index.sha256[rows[len(found)]], error=error))
     return found
+
+
+def _read(
+    store: Store, image_file: str, offsets: IntArray, lengths: IntArray
+) -> list[tuple[bytes, None] | tuple[bytes, str]]:
+    """Neighbouring images in one request; where the file was cut one by one, so that the cut does not hide the rest."""
+    start, end = int(offsets[0]), int(offsets[-1] + lengths[-1])
+    try:
+        content = store.read_range(image_file, start, end - start)
+    except FileNotFoundError:
+        raise _missing(store.uri, image_file) from None
+    except ValueError as error:
+        if len(offsets) == 1:
+            return [(b"", str(error))]
+        singles = (_read(store, image_file, offsets[i : i + 1], lengths[i : i + 1]) for i in range(len(offsets)))
+        return [one for single in singles for one in single]
+    places = zip((offsets - start).tolist(), lengths.tolist(), strict=True)
+    return [(content[at : at + length], None) for at, length in places]
+
+
+def _missing(uri: str, path: str) -> MissingShard:
+    return MissingShard(
+        f"{path} is missing in {redact(uri)}. If images were purged meanwhile, start again with the newest version; if "
+        "the file was lost, restore it from a copy (`boxmill verify` lists what is missing)"
+    )
 
 
 def requests(offsets: IntArray, lengths: IntArray) -> list[tuple[int, int]]:
@@ -75,7 +109,12 @@ class _ByteIndex:
 
 @lru_cache(maxsize=8)
 def _byte_index(uri: str, path: str) -> _ByteIndex:
-    table: pa.Table = pq.read_table(pa.BufferReader(Store.open(uri).read_bytes(path)))
+    try:
+        table: pa.Table = pq.read_table(pa.BufferReader(Store.open(uri).read_bytes(path)))
+    except FileNotFoundError:
+        raise _missing(uri, path) from None
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} in {redact(uri)} cannot be read, restore it from a copy: {error}") from None
     return _ByteIndex(
         offsets=np.asarray(table["offset"], np.int64),
         lengths=np.asarray(table["length"], np.int64),

@@ -68,7 +68,7 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
         raise ValueError(f"out={redact(plan.root)} is a dataset; give the archive's predictions a place of their own")
     made = find_or_check(source, plan)
     job = Job(plan.root, plan.plan_id)
-    resumed = 0
+    tasks = resumed = 0
     if made is None:
         if not job.has_plan():
             job.save_plan(plan_tasks(source, plan), TASK, plan_facts(source, plan, model))
@@ -78,8 +78,11 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
         if pending:
             _run(pending, config, source, plan, model, progress)
         made = _commit(source, plan, model, job, seconds=time.perf_counter() - started)
-    elif progress is not None:
-        progress("label", source.num_images, source.num_images)
+    else:
+        # The version says all that is needed: nobody has to keep the plan of a finished run.
+        tasks = job.plan().num_tasks if job.has_plan() else 0
+        if progress is not None:
+            progress("label", source.num_images, source.num_images)
     return PredictionSetRef(
         reference=made.reference,
         digest=made.digest,
@@ -89,8 +92,8 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
         coco_results_uri=_results(config, made),
         seconds=time.perf_counter() - started,
         found=made.found,
-        tasks=job.plan().num_tasks,
-        resumed=job.plan().num_tasks if made.found else resumed,
+        tasks=tasks,
+        resumed=tasks if made.found else resumed,
     )
 
 

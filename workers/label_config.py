@@ -85,7 +85,7 @@ class PredictionSetRef:
         coco_results_uri: where the results file went, None where none was asked for.
         seconds: wall time of this call.
         found: the version was there already, or another run of the same plan committed it first.
-        tasks: of the plan.
+        tasks: of the plan; 0 where the version was found and the plan's folder was deleted.
         resumed: of these, done by earlier runs or by others at the same time.
     """
 

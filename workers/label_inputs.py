@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detectors.base import Preprocessing
 from detectors.batching import fit_size, resize_image
-from pipelines.byte_ranges import read_stored_images
+from pipelines.byte_ranges import StoredImage, read_stored_images
 from pipelines.checks import BadImage, ImageHeader, probe_image
 from pipelines.sources.archive import open_archive
 from pipelines.sources.archive_formats import Member, TarGz
@@ -93,9 +93,14 @@ class DatasetReader:
     def read(self, task: pa.Table, first: int, last: int) -> list[RawImage]:
         rows = task["row"].slice(first, last - first).to_pylist()
         stored = read_stored_images(self._store, task["image_path"][first].as_py(), rows)
-        return [
-            RawImage(place=first + i, image=s.image, sha256=s.sha256, length=len(s.image)) for i, s in enumerate(stored)
-        ]
+        return [_raw(first + i, image) for i, image in enumerate(stored)]
+
+
+def _raw(place: int, stored: StoredImage) -> RawImage:
+    if stored.error is not None:
+        failure = Failure(stage="read", error_class="CorruptShard", error=stored.error)
+        return RawImage(place=place, failure=failure)
+    return RawImage(place=place, image=stored.image, sha256=stored.sha256, length=len(stored.image))
 
 
 class ArchiveReader:

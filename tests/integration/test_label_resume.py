@@ -218,6 +218,15 @@ def test_a_job_folder_tells_the_plan(undisturbed):
     assert provenance["settings"]["score_threshold"] == THRESHOLD
 
 
+def test_a_finished_run_is_found_without_its_job_folder(undisturbed, model, tmp_path):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(undisturbed.reference.split("@")[0], dataset)
+    shutil.rmtree(dataset / "_jobs")
+    found = label(config_for(dataset, model))
+    assert (found.found, found.digest, found.num_images) == (True, undisturbed.digest, IMAGES)
+    assert (found.tasks, found.resumed) == (0, 0)
+
+
 def command(config: LabelConfig) -> list[str]:
     return [sys.executable, "-m", "tests.integration.labelling", json.dumps(config.to_json())]
 

@@ -12,8 +12,10 @@ from PIL import Image
 
 from detectors.base import Preprocessing
 from detectors.structures import Prediction
+from pipelines.versions import open_dataset
+from tests.making import commit_records, record
 from workers.label_actor import batches_of_one_size, select
-from workers.label_inputs import CHUNK, DecodedImage, RawImage, decode, decoded_images
+from workers.label_inputs import CHUNK, DatasetReader, DecodedImage, RawImage, decode, decoded_images
 
 PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=64, divisor=32)
 
@@ -47,6 +49,23 @@ def test_a_bad_image_is_told_and_not_raised(image, sha256, stage, error_class):
     assert found.pixels is None and found.failure.stage == stage
     assert error_class in (None, found.failure.error_class)
     assert found.sha256 is not None
+
+
+def test_a_cut_shard_fails_the_images_behind_the_cut_and_a_missing_one_is_named(tmp_path):
+    records = [record(i) for i in range(6)]
+    commit_records(tmp_path, records, plan_id="p")
+    (shard,) = open_dataset(str(tmp_path)).shards
+    path = tmp_path / shard.image_path
+    whole = path.read_bytes()
+    task = pa.table({"row": list(range(6)), "image_path": [shard.image_path] * 6})
+    path.write_bytes(whole[: whole.index(records[3].image) + 10])
+    found = list(decoded_images(DatasetReader(str(tmp_path)), task, PREPROCESSING, threads=2))
+    assert [image.failure is None for image in found] == [True] * 3 + [False] * 3
+    failure = found[3].failure
+    assert (failure.stage, failure.error_class) == ("read", "CorruptShard") and shard.image_path in failure.error
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{shard.image_path} is missing.*verify"):
+        list(decoded_images(DatasetReader(str(tmp_path)), task, PREPROCESSING, threads=2))
 
 
 def test_images_come_in_order_and_only_so_many_are_read_ahead():
