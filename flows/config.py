@@ -6,11 +6,12 @@ where things are read and written. ``LifecycleConfig`` nests the settings of all
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flows.mirror import Strict, build, strict_model
+from pipelines.splits import parse_ratios
 from workers import label_config, train_config
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "IngestConfig",
     "LabelConfig",
     "LifecycleConfig",
+    "MaintainConfig",
+    "RelabelConfig",
     "TrainConfig",
     "explain",
 ]
@@ -27,6 +30,8 @@ RAY_ADDRESS = (
     "host:port or ray://host:port of a cluster to join, or the http(s) address of its dashboard to submit a Ray Job "
     "to; none: RAY_ADDRESS, else this machine"
 )
+
+Dedupe = Literal["report", "drop", "keep"]
 
 
 class IngestSettings(Strict):
@@ -39,6 +44,42 @@ class IngestSettings(Strict):
     label_set: str = Field("gt", description="name of the truth's label set")
     strict: bool = Field(False, description="refuse bad images and annotations instead of mending or quarantining")
     hash_inputs: bool = Field(False, description="recognise changed inputs by sha256, not by size and time")
+    deep_check: bool = Field(False, description="decode every image to its last pixel; quarantine what is damaged")
+    dedupe: Dedupe = Field(
+        "report",
+        description="images with the same bytes: count them, drop later ones (never the only labelled one), keep "
+        "without looking",
+    )
+    near_duplicates: bool = Field(False, description="count images that look like an earlier one; decodes all of them")
+    split_ratio: dict[str, float] | None = Field(
+        None,
+        description="divide the images into splits, e.g. train=0.8,val=0.2, or a mapping; none: the source's splits",
+    )
+    split_by: str = Field(
+        "group_id",
+        description="what stays in one split: group_id (the image itself where the source knows no groups), image_id, "
+        "or a column of the source such as patient",
+    )
+    split_pattern: str | None = Field(
+        None, description="regular expression on image_id that gives the group instead, e.g. ^([^/]+)/ for its folder"
+    )
+    split_seed: int = Field(0, description="another seed gives another division")
+    split_keep: tuple[str, ...] = Field((), description="splits that stay as the source has them, e.g. test")
+
+    @field_validator("split_ratio", mode="before")
+    @classmethod
+    def _parse_ratio(cls, value: Any) -> Any:
+        return parse_ratios(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _splits_need_a_ratio(self) -> IngestSettings:
+        given = sorted(name for name in self.model_fields_set if name.startswith("split_"))
+        told = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
+        if self.split_ratio is None and told:
+            raise ValueError(f"{told[0]} is about split_ratio, which is not given")
+        if self.split_pattern is not None and self.split_by != "group_id":
+            raise ValueError("give split_by or split_pattern, not both")
+        return self
 
 
 class IngestConfig(IngestSettings):
@@ -46,6 +87,30 @@ class IngestConfig(IngestSettings):
 
     dataset: str = Field(description="URI of the dataset, any fsspec URL; made where it does not exist")
     ray_address: str | None = Field(None, description=RAY_ADDRESS)
+
+
+class RelabelConfig(Strict):
+    """Labels of a source for images that a dataset has: a further label set, or other labels in one."""
+
+    dataset: str = Field(description="reference of the images: URI or URI@labels/<set>[:<version>]")
+    source: str = Field("coco", description="kind of source; of coco the annotation file alone is read")
+    options: dict[str, Any] = Field(default_factory=dict, description="the source's own options")
+    label_set: str | None = Field(None, description="a new label set; none: replace labels where they are")
+    others: Literal["keep", "unlabelled", "leave out"] | None = Field(
+        None,
+        description="images that the source does not name: keep their labels, make them unlabelled, leave them out; "
+        "none: keep where labels are replaced, leave out in a new label set",
+    )
+    strict: bool = Field(False, description="refuse bad annotations instead of mending or dropping them")
+
+
+class MaintainConfig(Strict):
+    """Is everything there as it was written, and away with what no version names."""
+
+    dataset: str = Field(description="URI of the dataset, any fsspec URL")
+    verify: bool = Field(True, description="read every file of the newest versions again and compare digests")
+    vacuum: bool = Field(True, description="delete files that no version names")
+    grace_hours: float = Field(168.0, ge=1, description="younger files stay; longer than the longest ingest takes")
 
 
 TrainSettings = strict_model("TrainSettings", train_config.TrainConfig, without=("dataset", "out", "ray_address"))

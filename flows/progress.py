@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 Progress = Callable[..., None]
 """``progress(stage, done, total, **numbers)``, see ``workers.progress``."""
@@ -30,3 +31,8 @@ def progress_to(callback: Progress | None) -> Iterator[None]:
         yield
     finally:
         _current.remove(callback)
+
+
+def stage(callback: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    """A callback as ``pipelines`` call it, ``progress(done, total)``, that reports one stage."""
+    return None if callback is None else partial(callback, name)

@@ -16,30 +16,90 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from flows.config import EvaluateConfig, ExportConfig, IngestConfig, LabelConfig, LifecycleConfig, TrainConfig
+from flows.config import (
+    EvaluateConfig,
+    ExportConfig,
+    IngestConfig,
+    LabelConfig,
+    LifecycleConfig,
+    MaintainConfig,
+    RelabelConfig,
+    TrainConfig,
+)
 from flows.mirror import Strict
-from flows.progress import Progress
+from flows.progress import Progress, stage
 
 Result = dict[str, Any]
 
 
 def ingest(config: IngestConfig, progress: Progress | None = None) -> Result:
-    """Source into dataset version: ``reference``, ``digest``, ``num_images``, ``num_objects``, ``ledger``."""
+    """Source into dataset version: ``reference``, ``digest``, ``num_images``, ``ledger``, ``duplicates``, ..."""
     if _is_dashboard(config.ray_address):
         return _as_job("ingest", config, progress)
-    from pipelines.sources import open_source
     from workers import ingest
 
     version = ingest(
-        open_source(config.source, **config.options),
+        _source(config),
         config.dataset,
         label_set=config.label_set,
         strict=config.strict,
         hash_inputs=config.hash_inputs,
+        deep_check=config.deep_check,
+        dedupe=config.dedupe,
+        near_duplicates=config.near_duplicates,
         ray_address=config.ray_address,
         progress=progress,
     )
     return asdict(version)
+
+
+def _source(config: IngestConfig) -> Any:
+    from pipelines.sources import open_source
+
+    if config.split_ratio is None:
+        return open_source(config.source, **config.options)
+    return open_source(
+        "resplit",
+        source={"kind": config.source, "options": config.options},
+        ratios=config.split_ratio,
+        seed=config.split_seed,
+        group_pattern=config.split_pattern,
+        group_column=None if config.split_pattern is not None else config.split_by,
+        keep=config.split_keep,
+    )
+
+
+def relabel(config: RelabelConfig, progress: Progress | None = None) -> Result:
+    """Other labels for a dataset's images: as of ``ingest``, its ``ledger`` tells of the new labels."""
+    from pipelines.relabelling import add_labels, coco_labels
+    from pipelines.sources import open_source
+
+    try:
+        source = (
+            coco_labels(config.dataset, **config.options)
+            if config.source == "coco"
+            else open_source(config.source, **config.options)
+        )
+    except TypeError as error:
+        raise ValueError(f"labels of {config.source!r}: {error}; given were {sorted(config.options)}") from None
+    version = add_labels(config.dataset, source, label_set=config.label_set, others=config.others, strict=config.strict)
+    return asdict(version)
+
+
+def maintain(config: MaintainConfig, progress: Progress | None = None) -> Result:
+    """Verify, then vacuum: ``problems`` (``path`` and ``what`` of each damaged file), ``vacuumed`` (None if not asked).
+
+    Nothing is deleted from a dataset that is damaged.
+    """
+    from pipelines.maintenance import vacuum, verify_newest
+
+    problems = verify_newest(config.dataset, progress=stage(progress, "verify")) if config.verify else []
+    vacuumed = vacuum(config.dataset, grace_hours=config.grace_hours) if config.vacuum and not problems else None
+    return {
+        "dataset": config.dataset,
+        "problems": [asdict(problem) for problem in problems],
+        "vacuumed": None if vacuumed is None else asdict(vacuumed),
+    }
 
 
 def train(config: TrainConfig, progress: Progress | None = None) -> Result:
@@ -137,6 +197,8 @@ STEPS: dict[str, tuple[type[Strict], Callable[..., Result]]] = {
     "label": (LabelConfig, label),
     "evaluate": (EvaluateConfig, evaluate),
     "export": (ExportConfig, export),
+    "relabel": (RelabelConfig, relabel),
+    "maintain": (MaintainConfig, maintain),
 }
 
 

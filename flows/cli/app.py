@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import console, demo, ingest, look, stages
+from flows.cli import console, demo, export, ingest, look, stages, upkeep, versions
 
 app = typer.Typer(
     name="boxmill",
@@ -23,11 +23,22 @@ app.add_typer(ingest.app, name="ingest")
 app.command("train", help=stages.TRAIN_HELP)(stages.train)
 app.command("label", help=stages.LABEL_HELP)(stages.label)
 app.command("evaluate", help=stages.EVALUATE_HELP)(stages.evaluate)
-app.add_typer(stages.export_app, name="export")
+app.add_typer(export.app, name="export")
 app.command("lifecycle", help=stages.LIFECYCLE_HELP)(stages.lifecycle)
-app.command("inspect", help=look.INSPECT_HELP)(look.inspect)
-app.command("detectors", help=look.DETECTORS_HELP)(look.detectors)
 app.command("demo", help=demo.HELP)(demo.demo)
+app.command("detectors", help=look.DETECTORS_HELP)(look.detectors)
+_LOOKING, _CHANGING, _KEEPING = "Look at a dataset", "Change a dataset", "Keep a dataset"
+app.command("inspect", help=look.INSPECT_HELP, rich_help_panel=_LOOKING)(look.inspect)
+app.command("get", help=look.GET_HELP, rich_help_panel=_LOOKING)(look.get)
+app.command("duplicates", help=look.DUPLICATES_HELP, rich_help_panel=_LOOKING)(look.duplicates)
+app.command("versions", help=versions.VERSIONS_HELP, rich_help_panel=_LOOKING)(versions.versions)
+app.command("diff", help=versions.DIFF_HELP, rich_help_panel=_LOOKING)(versions.diff)
+app.command("relabel", help=versions.RELABEL_HELP, rich_help_panel=_CHANGING)(versions.relabel)
+app.command("remove", help=versions.REMOVE_HELP, rich_help_panel=_CHANGING)(versions.remove)
+app.command("rollback", help=versions.ROLLBACK_HELP, rich_help_panel=_CHANGING)(versions.rollback)
+app.command("purge", help=upkeep.PURGE_HELP, rich_help_panel=_CHANGING)(upkeep.purge)
+app.command("verify", help=upkeep.VERIFY_HELP, rich_help_panel=_KEEPING)(upkeep.verify)
+app.command("vacuum", help=upkeep.VACUUM_HELP, rich_help_panel=_KEEPING)(upkeep.vacuum)
 app.command("step", hidden=True)(stages.step)
 
 

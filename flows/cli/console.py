@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-OK, FAILURE, USAGE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, FAILURE, USAGE, BAD_INPUT, INCOMPLETE, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 # Highlighting would colour numbers and paths at random.
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -70,22 +71,41 @@ def show(title: str, rows: Mapping[str, Any]) -> None:
         out.print(f"  [dim]{_escape(name.ljust(width))}[/]  {_escape(format_value(value))}")
 
 
-def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on standard output, for people; the first column is text, the others are numbers."""
+def show_table(title: str, columns: list[str], rows: list[list[Any]], *, texts: int = 1) -> None:
+    """A table on standard output, for people; the first columns are ``texts``, the others are numbers."""
     cells = [columns, *([format_value(value) for value in row] for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
     out = _out()
     out.print(f"[bold]{_escape(title)}[/]")
     for number, row in enumerate(cells):
-        texts = [
-            text.ljust(width) if at == 0 else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths))
+        padded = [
+            text.ljust(width) if at < texts else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths))
         ]
-        line = _escape("  " + "  ".join(texts).rstrip())
+        line = _escape("  " + "  ".join(padded).rstrip())
         out.print(f"[dim]{line}[/]" if number == 0 else line)
 
 
 def _out() -> Console:
     return Console(highlight=False, soft_wrap=True)
+
+
+def show_limited(title: str, columns: list[str], rows: list[list[Any]], limit: int, *, texts: int = 1) -> None:
+    """As ``show_table``, at most ``limit`` rows (0 for all), and how many more there are."""
+    shown = rows[:limit] if limit else rows
+    if rows:
+        show_table(title, columns, shown, texts=texts)
+    if len(shown) < len(rows):
+        note(f"... and {len(rows) - len(shown):,} more; --limit 0 shows all")
+
+
+def agreed(question: str, yes: bool) -> bool:
+    """Whether what cannot be undone may be done: by ``--yes``, or by the answer of whoever sits at a terminal."""
+    if yes:
+        return True
+    if not mode.json and sys.stdin.isatty():
+        return typer.confirm(question, err=True)
+    err.print("[bold red]error:[/] nothing was done; give --yes to do it, or --dry-run to look only")
+    return False
 
 
 def format_value(value: Any) -> str:

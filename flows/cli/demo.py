@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import console
-from flows.cli.options import Debug, Json, run_flow
+from flows.cli.options import Output, run_flow, spread
 from flows.cli.stages import summary
 
 HELP = """Run the whole path on drawn scenes: the lifecycle flow on Prefect's ephemeral server and embedded Ray.
@@ -23,6 +23,7 @@ LEAST_AP50 = 0.80
 MOST_UNTRAINED_AP50 = 0.05
 
 
+@spread
 def demo(
     out: Annotated[str, typer.Option("--out", help="Folder of all that is made.")] = "demo-out",
     num_train: Annotated[int, typer.Option(min=2, help="Images to learn from.")] = 500,
@@ -31,8 +32,8 @@ def demo(
     image_size: Annotated[int, typer.Option(min=64, help="Longer side in model pixels.")] = 256,
     workers: Annotated[int, typer.Option(min=1, help="Training processes.")] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    json_output: Json = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
     from flows.config import LifecycleConfig
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import typer
 
 from flows.cli import console
-from flows.cli.options import Debug, Json, Prefect, RayAddress, SourceOptions, execute, gather
+from flows.cli.options import OnRay, SourceOptions, execute, gather, spread
 
 app = typer.Typer(
     help="Read images and annotations of a source into a dataset version. The same command again resumes, and "
@@ -19,9 +20,13 @@ COCO_HELP = """COCO JSON: boxes, polygons, RLE crowds, keypoints.
 
 Example: `boxmill ingest coco annotations/instances_train2017.json --images train2017 --dataset data/coco`
 """
-VOC_HELP = """PASCAL VOC: JPEGImages/, Annotations/*.xml and ImageSets/Main/*.txt in one folder.
+VOC_HELP = """PASCAL VOC: a folder with JPEGImages, Annotations and ImageSets/Main.
 
 Example: `boxmill ingest voc VOCdevkit/VOC2012 --dataset data/voc`
+"""
+YOLO_HELP = """YOLO: a data.yaml with images and label files; boxes, outlines or keypoints.
+
+Example: `boxmill ingest yolo yolo/data.yaml --dataset data/yolo`
 """
 SYNTHETIC_HELP = """Drawn scenes from a seed, with boxes, polygons and keypoints.
 
@@ -29,139 +34,256 @@ Example: `boxmill ingest synthetic --dataset data/drawn --num-train 500 --num-va
 """
 IMAGES_HELP = """Images without annotations: a folder, tar, tar.gz or zip.
 
-Example: `boxmill ingest images photos.zip --dataset data/photos`
+Example: `boxmill ingest images photos.zip --dataset data/photos --split-ratio train=0.8,val=0.2`
+"""
+FROM_HELP = """Any other source: cvat, label_studio, open_images, hf_parquet, lvis, panoptic, webdataset, url_list.
+
+What is special to a kind is given with --set; docs/ingest.md has all kinds and their options.
+
+Example: `boxmill ingest from cvat annotations.xml --set images=frames --dataset data/cvat`
 """
 
-FROM_HELP = """Any source that boxmill knows, its options given with --set; they are in docs/ingest.md.
+_CHECKS, _DUPLICATES, _SPLITS = "Checks", "Duplicates", "Splits"
+# A source's first option, where that is a place to read from.
+_PLACES = ("uri", "annotations", "root", "boxes")
 
-Example: `boxmill ingest from yolo --set uri=yolo/data.yaml --dataset data/yolo`
-"""
 
-DatasetUri = Annotated[str, typer.Option("--dataset", help="Dataset to write, any fsspec URL; made if new.")]
-LabelSet = Annotated[str, typer.Option(help="Name of the truth's label set.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse what is bad instead of mending or quarantining it.")]
-HashInputs = Annotated[
-    bool, typer.Option("--hash-inputs", help="Recognise changed inputs by sha256, not by size and time.")
-]
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions(OnRay):
+    """What every kind of source takes; settings that are not given are those of --config, else the usual ones."""
+
+    dataset: Annotated[str, typer.Option("--dataset", help="Dataset to write, any fsspec URL; made if new.")]
+    label_set: Annotated[
+        str | None, typer.Option("--label-set", help="Name of the truth's label set. Default: gt.")
+    ] = None
+    config: Annotated[
+        str | None,
+        typer.Option("--config", help="JSON or YAML file of these settings; options win over it.", metavar="FILE"),
+    ] = None
+    strict: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict", help="Refuse what is bad instead of mending or quarantining it.", rich_help_panel=_CHECKS
+        ),
+    ] = None
+    deep_check: Annotated[
+        bool | None,
+        typer.Option(
+            "--deep-check",
+            help="Decode every image to its last pixel, and quarantine what is damaged.",
+            rich_help_panel=_CHECKS,
+        ),
+    ] = None
+    hash_inputs: Annotated[
+        bool | None,
+        typer.Option(
+            "--hash-inputs",
+            help="Recognise changed inputs by sha256, not by size and time.",
+            rich_help_panel=_CHECKS,
+        ),
+    ] = None
+    dedupe: Annotated[
+        Literal["report", "drop", "keep"] | None,
+        typer.Option(
+            "--dedupe",
+            help="Images with the same bytes: count them, drop later ones (never the only labelled one), or keep "
+            "without looking. Default: report.",
+            rich_help_panel=_DUPLICATES,
+        ),
+    ] = None
+    near_duplicates: Annotated[
+        bool | None,
+        typer.Option(
+            "--near-duplicates",
+            help="Count images that look like an earlier one; decodes all of them. `boxmill duplicates` lists them.",
+            rich_help_panel=_DUPLICATES,
+        ),
+    ] = None
+    split_ratio: Annotated[
+        str | None,
+        typer.Option(
+            "--split-ratio",
+            help="Divide the images, always alike, e.g. train=0.8,val=0.2. Default: the source's own splits.",
+            metavar="NAME=SHARE,...",
+            rich_help_panel=_SPLITS,
+        ),
+    ] = None
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            "--split-by",
+            help="What stays in one split: group_id, image_id, or a column of the source such as patient. Default: "
+            "group_id, and the image itself where the source knows no groups.",
+            metavar="COLUMN",
+            rich_help_panel=_SPLITS,
+        ),
+    ] = None
+    split_pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--split-pattern",
+            help="Regular expression on image_id that gives the group instead, e.g. '^([^/]+)/' for its folder.",
+            metavar="REGEX",
+            rich_help_panel=_SPLITS,
+        ),
+    ] = None
+    split_seed: Annotated[
+        int | None,
+        typer.Option("--split-seed", help="Another seed gives another division.", rich_help_panel=_SPLITS),
+    ] = None
+    split_keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--split-keep",
+            help="A split that stays as the source has it, e.g. test; give it again for more.",
+            metavar="SPLIT",
+            rich_help_panel=_SPLITS,
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """What was given, of the settings of an ``IngestConfig``."""
+        names = (
+            *("dataset", "label_set", "strict", "deep_check", "hash_inputs", "dedupe", "near_duplicates"),
+            *("split_ratio", "split_by", "split_pattern", "split_seed", "ray_address"),
+        )
+        return {name: getattr(self, name) for name in names} | {"split_keep": self.split_keep or None}
 
 
 @app.command("coco", help=COCO_HELP)
+@spread
 def coco(
     annotations: Annotated[str, typer.Argument(help="An instances_*.json, any fsspec URL.")],
-    dataset: DatasetUri,
     images: Annotated[
-        str | None, typer.Option(help="Folder that file_name is relative to; guessed where not given.")
+        str | None, typer.Option("--images", help="Folder that file_name is relative to; guessed where not given.")
     ] = None,
     keypoints: Annotated[
-        list[str] | None, typer.Option(help="A person_keypoints_*.json to join; give it again for more.")
+        list[str] | None,
+        typer.Option("--keypoints", help="A person_keypoints_*.json to join; give it again for more."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Name of the split; guessed from the file's name.")] = None,
-    label_set: LabelSet = "gt",
-    strict: Strict = False,
-    hash_inputs: HashInputs = False,
-    ray_address: RayAddress = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Name of the split; guessed from the file's name.")
+    ] = None,
+    *,
+    more: IngestOptions,
 ) -> None:
     options = {"annotations": annotations, "images": images, "keypoints": keypoints or None, "split": split}
-    _ingest("coco", options, dataset, label_set, strict, hash_inputs, ray_address, prefect)
+    _ingest("coco", options, more)
 
 
 @app.command("voc", help=VOC_HELP)
+@spread
 def voc(
     root: Annotated[str, typer.Argument(help="Folder with JPEGImages and Annotations, any fsspec URL.")],
-    dataset: DatasetUri,
     split: Annotated[
-        list[str] | None, typer.Option(help="A file of ImageSets/Main; give it again for more. Default: its splits.")
+        list[str] | None,
+        typer.Option("--split", help="A file of ImageSets/Main; give it again for more. Default: its splits."),
     ] = None,
-    label_set: LabelSet = "gt",
-    strict: Strict = False,
-    hash_inputs: HashInputs = False,
-    ray_address: RayAddress = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    *,
+    more: IngestOptions,
 ) -> None:
-    options = {"root": root, **({"splits": split} if split else {})}
-    _ingest("voc", options, dataset, label_set, strict, hash_inputs, ray_address, prefect)
+    _ingest("voc", {"root": root, **({"splits": split} if split else {})}, more)
+
+
+@app.command("yolo", help=YOLO_HELP)
+@spread
+def yolo(
+    source: Annotated[str, typer.Argument(help="A data.yaml or its folder, any fsspec URL.")],
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="train, val or test; give it again for more. Default: all that the file names."),
+    ] = None,
+    *,
+    more: IngestOptions,
+) -> None:
+    _ingest("yolo", {"uri": source, **({"splits": split} if split else {})}, more)
 
 
 @app.command("synthetic", help=SYNTHETIC_HELP)
+@spread
 def synthetic(
-    dataset: DatasetUri,
-    num_train: Annotated[int, typer.Option(min=0)] = 500,
-    num_val: Annotated[int, typer.Option(min=0)] = 100,
-    size: Annotated[int, typer.Option(min=96, help="Width and height, pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    label_set: LabelSet = "gt",
-    ray_address: RayAddress = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    num_train: Annotated[int, typer.Option("--num-train", min=0, help="Images of the split train.")] = 500,
+    num_val: Annotated[int, typer.Option("--num-val", min=0, help="Images of the split val.")] = 100,
+    size: Annotated[int, typer.Option("--size", min=96, help="Width and height, pixels.")] = 256,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
+    *,
+    more: IngestOptions,
 ) -> None:
-    options = {"num_train": num_train, "num_val": num_val, "size": [size, size], "seed": seed}
-    _ingest("synthetic", options, dataset, label_set, False, False, ray_address, prefect)
+    _ingest("synthetic", {"num_train": num_train, "num_val": num_val, "size": [size, size], "seed": seed}, more)
 
 
 @app.command("images", help=IMAGES_HELP)
+@spread
 def images(
     source: Annotated[str, typer.Argument(help="Folder, tar, tar.gz or zip, any fsspec URL.")],
-    dataset: DatasetUri,
-    label_set: LabelSet = "gt",
-    strict: Strict = False,
-    hash_inputs: HashInputs = False,
-    ray_address: RayAddress = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    *,
+    more: IngestOptions,
 ) -> None:
-    _ingest("archive", {"uri": source}, dataset, label_set, strict, hash_inputs, ray_address, prefect)
+    _ingest("archive", {"uri": source}, more)
 
 
 @app.command("from", help=FROM_HELP)
+@spread
 def from_kind(
-    kind: Annotated[str, typer.Argument(help="Kind of source, such as yolo, cvat, label_studio, open_images, lvis.")],
-    dataset: DatasetUri,
+    kind: Annotated[str, typer.Argument(help="Kind of source.")],
+    place: Annotated[
+        str | None, typer.Argument(help="Its file or folder, any fsspec URL; the first option of the kind.")
+    ] = None,
     settings: SourceOptions = None,
-    label_set: LabelSet = "gt",
-    strict: Strict = False,
-    hash_inputs: HashInputs = False,
-    ray_address: RayAddress = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    *,
+    more: IngestOptions,
 ) -> None:
-    _ingest(kind, gather(None, settings, {}), dataset, label_set, strict, hash_inputs, ray_address, prefect)
+    options = gather(None, settings, {})
+    _ingest(kind, options if place is None else {place_option(kind): place} | options, more)
 
 
-def _ingest(
-    kind: str,
-    options: dict[str, Any],
-    dataset: str,
-    label_set: str,
-    strict: bool,
-    hash_inputs: bool,
-    ray_address: str | None,
-    prefect: bool | None,
-) -> None:
+def place_option(kind: str) -> str:
+    """The option of a source that says where it is.
+
+    Raises:
+        ValueError: no such kind, or it is not read from a place.
+    """
+    from pipelines.sources import source_options
+
+    first = next(iter(source_options(kind)), "")
+    if first not in _PLACES:
+        raise ValueError(f"a source of kind {kind!r} is not read from one place; give its options with --set")
+    return first
+
+
+def _ingest(kind: str, options: dict[str, Any], more: IngestOptions) -> None:
     from flows.config import IngestConfig
 
-    config = IngestConfig(
-        source=kind,
-        options=options,
-        dataset=dataset,
-        label_set=label_set,
-        strict=strict,
-        hash_inputs=hash_inputs,
-        ray_address=ray_address,
-    )
-    version = execute("ingest", config, prefect=prefect)
+    given = {"source": kind, "options": options, **more.settings()}
+    version = execute("ingest", IngestConfig(**gather(more.config, None, given)), prefect=more.prefect)
     if console.mode.json:
         console.write_json(version)
-        return
-    splits = {f"images of {name or 'no split'}": count for name, count in version["splits"].items()}
+    else:
+        show_version("Dataset", version)
+
+
+def show_version(title: str, version: dict[str, Any]) -> None:
+    """A version and what its ledger and its search for duplicates have to tell, for people."""
+    splits = {f"images of {name or 'no split'}": count for name, count in sorted(version["splits"].items())}
     counts = {"images": version["num_images"], "objects": version["num_objects"], **splits}
-    console.show("Dataset", {"reference": version["reference"], "digest": version["digest"], **counts})
-    for reason, count in version["ledger"].get("reasons", {}).items():
-        console.warn(f"{count} x {reason}")
+    found = {"found": "it was there already"} if version["found"] else {}
+    console.show(title, {"reference": version["reference"], "digest": version["digest"], **counts, **found})
+    reasons = version["ledger"].get("reasons", {})
+    for reason, count in reasons.items():
+        console.warn(f"{count:,} x {reason}")
+    same = version["duplicates"]
+    if same:
+        console.warn(
+            f"{same['images']:,} images have the same bytes as an earlier one: {same['labels_differ']:,} with other "
+            f"labels, {same['first_unlabelled']:,} of which only the later one is labelled, "
+            f"{same['across_splits']:,} in another split"
+        )
+    alike = version["near_duplicates"]
+    if alike:
+        console.warn(
+            f"{alike['images']:,} images look like an earlier one, {alike['across_splits']:,} in another split"
+        )
+    if reasons:
+        console.note(f"boxmill inspect {version['reference']} --ledger lists what the ledger counts")
+    if same or alike:
+        console.note(f"boxmill duplicates {version['reference']}{' --near' if alike else ''} lists duplicates")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -22,35 +26,168 @@ def _set_debug(value: bool) -> bool:
     return value
 
 
+RUNNING = "Running"
 Json = Annotated[
     bool,
-    typer.Option("--json", callback=_set_json, is_eager=True, help="One JSON document on stdout, all else on stderr."),
-]
-Debug = Annotated[
-    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")
-]
-Prefect = Annotated[
-    bool | None,
     typer.Option(
-        "--prefect/--no-prefect",
-        help="Run as a Prefect flow. Default: only where a Prefect API is configured (PREFECT_API_URL or profile).",
+        "--json",
+        callback=_set_json,
+        is_eager=True,
+        help="One JSON document on stdout, all else on stderr.",
+        rich_help_panel=RUNNING,
     ),
 ]
-RayAddress = Annotated[str | None, typer.Option("--ray-address", help=f"{RAY_ADDRESS}.", metavar="ADDRESS")]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        callback=_set_debug,
+        is_eager=True,
+        help="Show the traceback of an error.",
+        rich_help_panel=RUNNING,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What every command takes."""
+
+    json_output: Json = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow(Output):
+    """Of commands that may run as a Prefect flow."""
+
+    prefect: Annotated[
+        bool | None,
+        typer.Option(
+            "--prefect/--no-prefect",
+            help="Run as a Prefect flow. Default: only where a Prefect API is configured (PREFECT_API_URL or profile).",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None
+
+
+RayAddress = Annotated[
+    str | None, typer.Option("--ray-address", help=f"{RAY_ADDRESS}.", metavar="ADDRESS", rich_help_panel=RUNNING)
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay(Flow):
+    """Of commands that work on Ray."""
+
+    ray_address: RayAddress = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configured:
+    """Of commands with more settings than options."""
+
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any other setting, as KEY=VALUE (JSON or text), e.g. augment.hue=0.1.",
+            metavar="K=V",
+        ),
+    ] = None
+    config: Annotated[
+        str | None,
+        typer.Option("--config", help="JSON or YAML file of settings; options win over it.", metavar="FILE"),
+    ] = None
+
+    def gather(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return gather(self.config, self.settings, given)
+
+
 Split = Annotated[
     list[str] | None, typer.Option("--split", help="Only this split; give it again for more. Default: all.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any other setting, as KEY=VALUE (JSON or text), e.g. augment.hue=0.1.", metavar="K=V"),
 ]
 SourceOptions = Annotated[
     list[str] | None,
     typer.Option("--set", help="An option of the format, as KEY=VALUE (JSON or text).", metavar="K=V"),
 ]
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="JSON or YAML file of settings; options win over it.", metavar="FILE")
-]
+
+
+Limit = Annotated[int, typer.Option("--limit", min=0, help="Most rows to list; 0 for all.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and do nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed where nobody sits at a terminal.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageIds:
+    """Which images: as arguments, from a file, or both."""
+
+    image_ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of images, as `boxmill get` and exports know them.")
+    ] = None
+    ids_from: Annotated[
+        str | None,
+        typer.Option(
+            "--ids-from", help="File of ids, one a line, any fsspec URL; - is standard input.", metavar="FILE"
+        ),
+    ] = None
+
+    def read(self) -> list[str]:
+        """All of them.
+
+        Raises:
+            ValueError: none were given.
+            FileNotFoundError: no such file.
+        """
+        ids = list(self.image_ids or ())
+        if self.ids_from == "-":
+            ids += sys.stdin.read().splitlines()
+        elif self.ids_from is not None:
+            from pipelines.storage import read_uri
+
+            ids += read_uri(self.ids_from).decode().splitlines()
+        ids = [image_id for image_id in ids if image_id]
+        if not ids:
+            raise ValueError("no image is named: give ids, or --ids-from FILE")
+        return ids
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are dataclasses of options are spread over their fields, for typer to read.
+
+    So options that many commands share are declared once, and commands get them as one value.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            parameters += _fields(groups[parameter.name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def called(**values: Any) -> None:
+        gathered = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **gathered)
+
+    vars(called)["__signature__"] = inspect.Signature(parameters)
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
+
+
+def _fields(group: Any) -> Iterator[inspect.Parameter]:
+    """A group's own options first, then what it has from others: the help ends with what all commands share."""
+    hints = get_type_hints(group, include_extras=True)
+    order = [name for base in group.__mro__ for name in vars(base).get("__annotations__", ())]
+    for field in sorted(fields(group), key=lambda field: order.index(field.name)):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+        )
 
 
 def gather(config_file: str | None, settings: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:

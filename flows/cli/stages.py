@@ -8,17 +8,15 @@ import typer
 
 from flows.cli import console
 from flows.cli.options import (
-    ConfigFile,
-    Debug,
-    Json,
-    Prefect,
+    Configured,
+    Flow,
+    OnRay,
+    Output,
     RayAddress,
-    Settings,
-    SourceOptions,
     Split,
     execute,
-    gather,
     run_flow,
+    spread,
 )
 
 TRAIN_HELP = """Train a detector on a dataset. The same command again resumes.
@@ -33,15 +31,6 @@ EVALUATE_HELP = """Measure predictions against truth as COCO does, and write a r
 
 Example: `boxmill evaluate data/cells data/cells@labels/predictions --split test --report report.html`
 """
-EXPORT_HELP = """Write a dataset version, or predictions, in another format."""
-COCO_HELP = """Write COCO JSON: annotations of a truth, a results file of predictions.
-
-Example: `boxmill export coco data/cells --out exported/cells`
-"""
-TO_HELP = """Write any format that boxmill knows; what it cannot carry is counted. Its options are in docs/export.md.
-
-Example: `boxmill export to yolo data/cells --out exported/cells --set task=segment`
-"""
 LIFECYCLE_HELP = """Run everything as one Prefect flow: ingest, baseline, train, label, evaluate, report, export.
 
 Example: `boxmill lifecycle --out runs/one --set train.epochs=5 --set ingest.options.num_train=200`
@@ -50,6 +39,7 @@ Example: `boxmill lifecycle --out runs/one --set train.epochs=5 --set ingest.opt
 Model = Annotated[str, typer.Option("--model", help="Model directory that train wrote, any fsspec URL.")]
 
 
+@spread
 def train(
     dataset: Annotated[str, typer.Argument(help="Dataset reference: `URI` or `URI@labels/<set>[:<version>]`.")],
     out: Annotated[str, typer.Option("--out", help="Directory of the model, any fsspec URL.")],
@@ -68,12 +58,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace another run's model in --out.")] = None,
-    settings: Settings = None,
-    config: ConfigFile = None,
-    ray_address: RayAddress = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    *,
+    more: Configured,
+    where: OnRay,
 ) -> None:
     from flows.config import TrainConfig
 
@@ -89,13 +76,13 @@ def train(
         "lr": lr,
         "seed": seed,
         "overwrite": overwrite,
-        "ray_address": ray_address,
+        "ray_address": where.ray_address,
     }
-    values = gather(config, settings, given)
+    values = more.gather(given)
     for name, value in (("val_split", val_split), ("pretrained_backbone", backbone)):
         if value is not None:
             values[name] = None if value == "none" else value
-    model = execute("train", TrainConfig(**values), prefect=prefect)
+    model = execute("train", TrainConfig(**values), prefect=where.prefect)
     if console.mode.json:
         console.write_json(model)
         return
@@ -103,6 +90,7 @@ def train(
     console.show("Model", {"uri": model["uri"], "digest": model["digest"], "minutes": model["seconds"] / 60, **numbers})
 
 
+@spread
 def label(
     images: Annotated[str, typer.Argument(help="Dataset reference, or a folder, tar, tar.gz or zip of images.")],
     model: Model,
@@ -116,12 +104,9 @@ def label(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that label.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 if an image was quarantined.")] = False,
-    settings: Settings = None,
-    config: ConfigFile = None,
-    ray_address: RayAddress = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    *,
+    more: Configured,
+    where: OnRay,
 ) -> None:
     from flows.config import LabelConfig
 
@@ -134,9 +119,9 @@ def label(
         "coco_results": coco_results,
         "workers": workers,
         "batch_size": batch_size,
-        "ray_address": ray_address,
+        "ray_address": where.ray_address,
     }
-    predictions = execute("label", LabelConfig(**gather(config, settings, given)), prefect=prefect)
+    predictions = execute("label", LabelConfig(**more.gather(given)), prefect=where.prefect)
     if console.mode.json:
         console.write_json(predictions)
     else:
@@ -148,6 +133,7 @@ def label(
             raise typer.Exit(console.INCOMPLETE)
 
 
+@spread
 def evaluate(
     dataset: Annotated[str, typer.Argument(help="Reference of the truth.")],
     predictions: Annotated[str, typer.Argument(help="Reference of the predictions.")],
@@ -156,9 +142,8 @@ def evaluate(
     model: Annotated[str | None, typer.Option("--model", help="Model whose training curves the report shows.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Write the numbers as JSON here, any fsspec URL.")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    *,
+    where: Flow,
 ) -> None:
     from flows.config import EvaluateConfig
 
@@ -171,7 +156,7 @@ def evaluate(
         model=model,
         title=title,
     )
-    found = execute("evaluate", config, prefect=prefect)
+    found = execute("evaluate", config, prefect=where.prefect)
     if console.mode.json:
         console.write_json({key: value for key, value in found.items() if key != "figure"})
         return
@@ -183,74 +168,17 @@ def evaluate(
         console.note(f"report: {found['report']}")
 
 
-export_app = typer.Typer(help=EXPORT_HELP, no_args_is_help=True)
-
-
-@export_app.callback()
-def export() -> None:
-    # Without a callback typer would make the only format the command itself.
-    pass
-
-
-Images = Annotated[
-    bool | None, typer.Option("--images/--no-images", help="Write the image files as well. Default: the format's.")
-]
-ExportOut = Annotated[str, typer.Option("--out", help="Folder to write; for predictions the results file.")]
-
-
-@export_app.command("coco", help=COCO_HELP)
-def export_coco(
-    dataset: Annotated[str, typer.Argument(help="Dataset or prediction reference.")],
-    out: ExportOut,
-    split: Split = None,
-    images: Images = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
-) -> None:
-    _export(prefect, dataset=dataset, out=out, splits=split or None, images=images)
-
-
-@export_app.command("to", help=TO_HELP)
-def export_to(
-    format: Annotated[str, typer.Argument(help="lvis, yolo, voc, hf_parquet, label_studio, cvat or coco.")],
-    dataset: Annotated[str, typer.Argument(help="Dataset reference.")],
-    out: ExportOut,
-    split: Split = None,
-    images: Images = None,
-    settings: SourceOptions = None,
-    prefect: Prefect = None,
-    json_output: Json = False,
-    debug: Debug = False,
-) -> None:
-    options = gather(None, settings, {})
-    _export(prefect, format=format, dataset=dataset, out=out, splits=split or None, images=images, options=options)
-
-
-def _export(prefect: bool | None, **values: Any) -> None:
-    from flows.config import ExportConfig
-
-    written = execute("export", ExportConfig(**values), prefect=prefect)
-    if console.mode.json:
-        console.write_json(written)
-        return
-    counts = {"images": written["num_images"], "objects": written["num_objects"]}
-    console.show("Exported", {**{name or "all": uri for name, uri in written["files"].items()}, **counts})
-    for reason, count in written.get("losses", {}).items():
-        console.warn(f"{count} x {reason}")
-
-
+@spread
 def lifecycle(
     out: Annotated[str, typer.Option("--out", help="Folder of all that is made, any fsspec URL.")],
-    settings: Settings = None,
-    config: ConfigFile = None,
+    *,
+    more: Configured,
     ray_address: RayAddress = None,
-    json_output: Json = False,
-    debug: Debug = False,
+    output: Output,
 ) -> None:
     from flows.config import LifecycleConfig
 
-    checked = LifecycleConfig(**gather(config, settings, {"out": out, "ray_address": ray_address}))
+    checked = LifecycleConfig(**more.gather({"out": out, "ray_address": ray_address}))
     with console.results_only_on_stdout(), console.Bars() as bars:
         result = run_flow("lifecycle", checked, bars, out)
     if console.mode.json:
