@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 
 from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
@@ -19,7 +21,9 @@ from pipelines.planning import items_from_arrow, plan_ledger
 from pipelines.quarantine import QuarantineRow, write_quarantine
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.references import EmptyDataset
-from pipelines.shards import ShardFile, label_rows, write_image_shard, write_label_shard
+from pipelines.schema import LabelRow
+from pipelines.shard_writing import ImageShardWriter, label_row, write_label_shard
+from pipelines.shards import ShardFile
 from pipelines.sources import Source, SourceItem, open_source
 from pipelines.storage import Store, redact
 
@@ -48,18 +52,28 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
         source = open_source(plan.metadata["kind"], **plan.metadata["options"])
     store = Store.open(job.dataset_uri)
     ledger = Ledger()
-    items = items_from_arrow(job.read_task(task_id))
-    found = _load(source, items, deep=bool(plan.metadata.get("settings", {}).get("deep_check")))
-    records, quarantined = _sort_out(found, ledger)
-    loaded = sum(_count(r.annotations) for i, r in found if i.annotations is None and isinstance(r, ImageRecord))
-
     category_ids = frozenset(c.category_id for c in LabelMap.from_json(plan.metadata["categories"]).categories)
-    checked = [_check(record, item, category_ids, ledger) for record, item in records]
-    files = []
-    if checked:
-        image_file = write_image_shard(store, checked)
-        label_file = write_label_shard(store, plan.metadata["label_set"], image_file.path, label_rows(checked))
-        files = [image_file, label_file]
+    quarantined: list[QuarantineRow] = []
+    rows: list[LabelRow] = []
+    files: list[ShardFile] = []
+    loaded = 0
+    with ImageShardWriter(store) as writer:
+        items = items_from_arrow(job.read_task(task_id))
+        for item, found in _load(source, items, deep=bool(plan.metadata.get("settings", {}).get("deep_check"))):
+            if item.annotations is None and isinstance(found, ImageRecord):
+                loaded += _count(found.annotations)
+            refusal = _refusal(item, found)
+            if refusal is not None:
+                quarantined.append(_quarantine(item, found, refusal, ledger))
+                continue
+            assert isinstance(found, ImageRecord)
+            if item.coco_image_id not in (None, found.coco_image_id):
+                found = replace(found, coco_image_id=item.coco_image_id)
+            record = _check(found, item, category_ids, ledger)
+            rows.append(label_row(record, len(rows), writer.add(record)))
+        image_file = writer.finish()
+    if image_file is not None:
+        files = [image_file, write_label_shard(store, plan.metadata["label_set"], image_file.path, rows)]
     if quarantined:
         write_quarantine(store, job.plan_id, f"{task_id:06d}", quarantined)
     receipt = Receipt(
@@ -71,7 +85,9 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
 
 def _load(
     source: Source, items: Sequence[SourceItem], *, deep: bool
-) -> list[tuple[SourceItem, ImageRecord | Exception]]:
+) -> Iterator[tuple[SourceItem, ImageRecord | Exception]]:
+    """Each item with its record or what is wrong with it, in order; a bounded number of images is read ahead."""
+
     def load(item: SourceItem) -> ImageRecord | Exception:
         try:
             record = source.load(item)
@@ -87,8 +103,17 @@ def _load(
     # Some at a time: handing over each image alone costs as much as reading it.
     parts = [items[first : first + _A_TIME] for first in range(0, len(items), _A_TIME)]
     with ThreadPoolExecutor(_LOADERS) as pool:
-        found = [record for part in pool.map(lambda part: [load(item) for item in part], parts) for record in part]
-    return list(zip(items, found, strict=True))
+
+        def submit(part: Sequence[SourceItem]) -> Future[list[ImageRecord | Exception]]:
+            return pool.submit(lambda: [load(item) for item in part])
+
+        waiting = iter(parts)
+        running = deque((part, submit(part)) for part in islice(waiting, 2 * _LOADERS))
+        while running:
+            part, reading = running.popleft()
+            found = reading.result()
+            running.extend((part, submit(part)) for part in islice(waiting, 1))
+            yield from zip(part, found, strict=True)
 
 
 def _checked_to_the_last_pixel(record: ImageRecord) -> ImageRecord:
@@ -100,41 +125,30 @@ def _checked_to_the_last_pixel(record: ImageRecord) -> ImageRecord:
     return record
 
 
-def _sort_out(
-    found: Sequence[tuple[SourceItem, ImageRecord | Exception]], ledger: Ledger
-) -> tuple[list[tuple[ImageRecord, SourceItem]], list[QuarantineRow]]:
-    records, quarantined = [], []
-    for item, record in found:
-        refusal = _refusal(item, record)
-        if refusal is None:
-            assert isinstance(record, ImageRecord)
-            given = item.coco_image_id
-            records.append((record if given is None else replace(record, coco_image_id=given), item))
-            continue
-        reason, detail = refusal
-        held = record.annotations if isinstance(record, ImageRecord) else item.annotations
-        ledger.add(
-            LedgerEntry(
-                subject="image",
-                fate="quarantined",
-                reason=reason,
-                image_id=item.image_id,
-                detail=detail,
-                annotations=_count(held),
-            )
+def _quarantine(
+    item: SourceItem, found: ImageRecord | Exception, refusal: tuple[str, str], ledger: Ledger
+) -> QuarantineRow:
+    reason, detail = refusal
+    held = found.annotations if isinstance(found, ImageRecord) else item.annotations
+    ledger.add(
+        LedgerEntry(
+            subject="image",
+            fate="quarantined",
+            reason=reason,
+            image_id=item.image_id,
+            detail=detail,
+            annotations=_count(held),
         )
-        sha256 = record.sha256 if isinstance(record, ImageRecord | BadImage) else None
-        quarantined.append(
-            QuarantineRow(
-                image_id=item.image_id,
-                source=redact(item.uri),
-                stage="read" if sha256 is None else "decode",
-                error_class=type(record).__name__ if isinstance(record, Exception) else "BadImage",
-                error=f"{reason}: {detail}",
-                sha256=sha256,
-            )
-        )
-    return records, quarantined
+    )
+    sha256 = found.sha256 if isinstance(found, ImageRecord | BadImage) else None
+    return QuarantineRow(
+        image_id=item.image_id,
+        source=redact(item.uri),
+        stage="read" if sha256 is None else "decode",
+        error_class=type(found).__name__ if isinstance(found, Exception) else "BadImage",
+        error=f"{reason}: {detail}",
+        sha256=sha256,
+    )
 
 
 def _refusal(item: SourceItem, found: ImageRecord | Exception) -> tuple[str, str] | None:
@@ -151,6 +165,7 @@ def _refusal(item: SourceItem, found: ImageRecord | Exception) -> tuple[str, str
 
 
 def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], ledger: Ledger) -> ImageRecord:
+    """The record as it is stored; the ledger is told of everything that was mended or dropped."""
     size = (record.width, record.height)
     if item.declared_size is not None and item.declared_size != size:
         declared = "x".join(map(str, item.declared_size))

@@ -96,9 +96,9 @@ def _verify_shard(store: Store, path: str) -> list[Problem]:
     try:
         rows = pq.read_table(pa.BufferReader(store.read_bytes(index))).to_pylist()
     except FileNotFoundError:
-        return _missing(store, path) + [Problem(path=index, what="the file is missing")]
+        return [*_missing(store, path), Problem(path=index, what="the file is missing")]
     except (OSError, ValueError, pa.ArrowException) as error:
-        return _missing(store, path) + [Problem(path=index, what=f"the file cannot be read: {error}")]
+        return [*_missing(store, path), Problem(path=index, what=f"the file cannot be read: {error}")]
     try:
         digest, differing = _digest_shard(store, path, rows)
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def _verify_shard(store: Store, path: str) -> list[Problem]:
     except OSError as error:
         return [Problem(path=path, what=f"the file cannot be read: {error}")]
     except (ValueError, KeyError, TypeError) as error:
-        return _missing(store, path) + [Problem(path=index, what=f"it names places that cannot be: {error}")]
+        return [*_missing(store, path), Problem(path=index, what=f"it names places that cannot be: {error}")]
     if digest[:32] == stem.removeprefix("part-"):
         return [Problem(path=index, what=f"it gives another sha256 of image {image_id!r}") for image_id in differing]
     return _verify_name(store, path, stem.removeprefix("part-")) + [

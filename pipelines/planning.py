@@ -15,7 +15,7 @@ from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.quarantine import LISTED, QuarantineRow, write_quarantine
 from pipelines.references import EmptyDataset
 from pipelines.schema import OBJECTS, SCHEMA_VERSION, annotations_from_arrow, annotations_to_arrow, dump_json, load_json
-from pipelines.shards import MAX_SHARD_BYTES, MAX_SHARD_IMAGES
+from pipelines.shard_writing import MAX_SHARD_BYTES, MAX_SHARD_IMAGES
 from pipelines.sources import Described, Source, SourceItem
 from pipelines.storage import Store, redact
 

@@ -48,11 +48,13 @@ OBJECTS = pa.struct(
     ]
 )
 
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_PAGE = 2**20  # bytes; Parquet's own size of a page
 IMAGES = pa.schema(
     [
         ("image_id", pa.string()),
         ("coco_image_id", pa.int64()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("image", _IMAGE),
         ("format", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -124,17 +126,29 @@ class LabelRow:
 
 def images_to_arrow(records: Sequence[ImageRecord]) -> pa.Table:
     """One row a record, without annotations and split."""
-    image = pa.StructArray.from_arrays(
-        [
-            _binary([r.image for r in records]),
-            pa.array([r.image_id for r in records], pa.string()),
-        ],
-        fields=list(IMAGES.field("image").type),
-    )
     columns = [
-        image if f.name == "image" else pa.array([_image_value(r, f.name) for r in records], f.type) for f in IMAGES
+        _image_chunks(records) if f.name == "image" else pa.array([_image_value(r, f.name) for r in records], f.type)
+        for f in IMAGES
     ]
     return pa.Table.from_arrays(columns, schema=IMAGES)
+
+
+def _image_chunks(records: Sequence[ImageRecord]) -> pa.ChunkedArray:
+    """In pieces of about a page: larger ones are new memory at every copy, which costs more than the copy."""
+    chunks = []
+    first = size = 0
+    for last, record in enumerate(records, 1):
+        size += len(record.image)
+        if size >= _PAGE or last == len(records):
+            part = records[first:last]
+            chunks.append(
+                pa.StructArray.from_arrays(
+                    [_binary([r.image for r in part]), pa.array([r.image_id for r in part], pa.string())],
+                    fields=list(_IMAGE),
+                )
+            )
+            first, size = last, 0
+    return pa.chunked_array(chunks, _IMAGE)
 
 
 def _binary(values: Sequence[bytes]) -> pa.BinaryArray:
@@ -142,7 +156,8 @@ def _binary(values: Sequence[bytes]) -> pa.BinaryArray:
     offsets = np.concatenate([[0], np.cumsum([len(v) for v in values])])
     if offsets[-1] >= 2**31:
         return pa.array(values, pa.binary())
-    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(b"".join(values))]
+    joined = values[0] if len(values) == 1 else b"".join(values)
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(joined)]
     return pa.Array.from_buffers(pa.binary(), len(values), buffers)
 
 

@@ -1,7 +1,6 @@
 """Shards: one Parquet file of image bytes, one small file of labels that belongs to it, one index of byte offsets.
 
-Files are named by their content, so whoever writes the same rows writes the same file, and a file never changes.
-Settings are the measured ones: image bytes uncompressed and PLAIN, so that each image is contiguous in the file.
+``shard_writing`` writes them. Files are named by their content, so a file never changes.
 """
 
 from __future__ import annotations
@@ -19,22 +18,11 @@ import pyarrow.parquet as pq
 from pipelines.records import ImageRecord
 from pipelines.schema import (
     IMAGES,
-    STORED_FRAME,
     LabelRow,
-    images_to_arrow,
     labels_from_arrow,
-    labels_to_arrow,
     load_json,
 )
-from pipelines.shard_sink import ShardSink
 from pipelines.storage import Store, redact
-
-MAX_SHARD_IMAGES = 1024
-MAX_SHARD_BYTES = 256 * 2**20
-MAX_GROUP_ROWS = 128
-MAX_GROUP_BYTES = 32 * 2**20
-_IMAGE_BYTES = "image.bytes"
-_INDEX = pa.schema([("image_id", pa.string()), ("sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 
 
 class CorruptShard(ValueError):
@@ -114,140 +102,6 @@ def image_path(stem: str) -> str:
 def index_path(stem: str) -> str:
     # Delta's vacuum leaves folders that begin with an underscore alone.
     return f"images/_index/{stem}.parquet"
-
-
-def group_rows(records: Sequence[ImageRecord]) -> list[int]:
-    """The row group of each record: at most 128 rows or 32 MB, and never of two splits."""
-    groups: list[int] = []
-    group, rows, size = 0, 0, 0
-    for i, record in enumerate(records):
-        full = rows == MAX_GROUP_ROWS or size + len(record.image) > MAX_GROUP_BYTES
-        if rows and (full or record.split != records[i - 1].split):
-            group, rows, size = group + 1, 0, 0
-        groups.append(group)
-        rows, size = rows + 1, size + len(record.image)
-    return groups
-
-
-def write_image_shard(store: Store, records: Sequence[ImageRecord]) -> ShardFile:
-    """Write a shard and its index. The same records give the same bytes and name.
-
-    Args:
-        store: the dataset.
-        records: 1 to 1,024 images, of which no two have the same id.
-    """
-    _check_ids(records)
-    groups = group_rows(records)
-    options = _write_options()
-    with store.new_file("images") as file:
-        sink = ShardSink(file, [r.image for r in records])
-        with pa.PythonFile(sink, "w") as stream, pq.ParquetWriter(stream, IMAGES, **options) as writer:
-            first = 0
-            for last in range(1, len(records) + 1):
-                if last == len(records) or groups[last] != groups[first]:
-                    writer.write_table(images_to_arrow(records[first:last]), row_group_size=MAX_GROUP_ROWS)
-                    first = last
-        stem = f"part-{sink.digest[:32]}"
-        # Index first: a shard that a table names always has one.
-        store.write_bytes(index_path(stem), _to_parquet(_byte_index(records, sink.offsets)))
-        file.publish(image_path(stem))
-    return ShardFile(path=image_path(stem), size=sink.size, rows=len(records))
-
-
-def write_label_shard(store: Store, label_set: str, image_file: str, rows: Sequence[LabelRow]) -> ShardFile:
-    """Write the labels of one image shard.
-
-    Args:
-        store: the dataset.
-        label_set: e.g. ``gt``.
-        image_file: the image shard's path or name.
-        rows: in the order of the shard; images left out are not in the label set.
-    """
-    content = _to_parquet(labels_to_arrow(rows))
-    digest = hashlib.sha256(content).hexdigest()[:32]
-    path = f"labels/{label_set}/{shard_stem(image_file)}.{digest}.parquet"
-    store.write_bytes(path, content)
-    splits: dict[str, int] = {}
-    for row in rows:
-        splits[row.split] = splits.get(row.split, 0) + 1
-    return ShardFile(
-        path=path,
-        size=len(content),
-        rows=len(rows),
-        num_objects=sum(len(row.annotations) for row in rows if row.annotations is not None),
-        splits=splits,
-    )
-
-
-def label_rows(records: Sequence[ImageRecord]) -> list[LabelRow]:
-    """The label rows of a shard that is written of exactly these records."""
-    return [
-        LabelRow(
-            image_id=r.image_id,
-            row=i,
-            row_group=group,
-            split=r.split,
-            coco_image_id=r.coco_image_id,
-            width=r.width,
-            height=r.height,
-            annotations=r.annotations,
-            box_frame=None if r.exif_orientation == 1 else STORED_FRAME,
-            neg=_category_ids(r, "neg_category_ids"),
-            not_exhaustive=_category_ids(r, "not_exhaustive_category_ids"),
-        )
-        for i, (r, group) in enumerate(zip(records, group_rows(records), strict=True))
-    ]
-
-
-def _category_ids(record: ImageRecord, name: str) -> tuple[int, ...] | None:
-    found = record.extra.get(name)
-    if not isinstance(found, list) or not all(type(v) is int and abs(v) < 2**63 for v in found):
-        return None
-    return tuple(found)
-
-
-def _check_ids(records: Sequence[ImageRecord]) -> None:
-    seen: set[str] = set()
-    for record in records:
-        if record.image_id in seen:
-            raise ValueError(f"image id {record.image_id!r} is given twice in one shard; ids must be unique")
-        seen.add(record.image_id)
-    if not records:
-        raise ValueError("a shard needs at least one image")
-
-
-@lru_cache(maxsize=1)
-def _write_options() -> dict[str, Any]:
-    sink = pa.BufferOutputStream()
-    pq.write_table(IMAGES.empty_table(), sink)
-    schema = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    leaves = [schema.column(i).path for i in range(len(schema))]
-    others = [leaf for leaf in leaves if leaf != _IMAGE_BYTES]
-    return {
-        "compression": {leaf: "none" if leaf == _IMAGE_BYTES else "zstd" for leaf in leaves},
-        "use_dictionary": others,
-        "column_encoding": {_IMAGE_BYTES: "PLAIN"},
-        "write_statistics": others,
-        "write_page_index": True,
-    }
-
-
-def _to_parquet(table: pa.Table) -> memoryview:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_index=True)
-    return memoryview(sink.getvalue())
-
-
-def _byte_index(records: Sequence[ImageRecord], offsets: Sequence[int]) -> pa.Table:
-    return pa.table(
-        {
-            "image_id": [r.image_id for r in records],
-            "sha256": [r.sha256 for r in records],
-            "offset": offsets,
-            "length": [len(r.image) for r in records],
-        },
-        schema=_INDEX,
-    )
 
 
 # Reading. Files are named by content, so what was read of one stays true: caches never go stale.

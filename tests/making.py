@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
 from pipelines.ledger import Ledger
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap, Rle
-from pipelines.shards import label_rows, write_image_shard, write_label_shard
+from pipelines.shard_writing import label_rows, write_image_shard, write_label_shard
 from pipelines.storage import Store
 
 LABEL_MAP = LabelMap(

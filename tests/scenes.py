@@ -14,7 +14,7 @@ from PIL import Image
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
 from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap
-from pipelines.shards import label_rows, write_image_shard, write_label_shard
+from pipelines.shard_writing import label_rows, write_image_shard, write_label_shard
 from pipelines.sources import SourceItem, open_source
 from pipelines.sources.drawn import Drawn, encode_mask, gather
 from pipelines.storage import Store

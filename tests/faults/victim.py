@@ -17,7 +17,7 @@ from tests.faults.runs import small_ingest
 
 # Which function, before or after it, at which call.
 POINTS: dict[str, tuple[str, str, int]] = {
-    "before-write": ("pipelines.importing:write_image_shard", "before", 2),
+    "before-write": ("pipelines.shard_writing:ImageShardWriter.finish", "before", 2),
     "between-shard-and-labels": ("pipelines.importing:write_label_shard", "before", 2),
     "between-data-and-receipt": ("pipelines.jobs:Job.finish", "before", 2),
     "between-receipts-and-commit": ("pipelines.importing:commit_images", "before", 1),

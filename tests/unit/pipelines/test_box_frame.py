@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.schema import UnknownFrame, labels_from_arrow, labels_to_arrow
-from pipelines.shards import label_rows, read_labels
+from pipelines.shard_writing import label_rows
+from pipelines.shards import read_labels
 from pipelines.versions import open_dataset
 from tests.making import commit_records, record
 

@@ -13,7 +13,7 @@ from pipelines.duplicates import find_duplicates
 from pipelines.maintenance import verify
 from pipelines.purging import purge_images
 from pipelines.revisions import diff, remove_images, roll_back
-from pipelines.shards import label_rows, write_image_shard, write_label_shard
+from pipelines.shard_writing import label_rows, write_image_shard, write_label_shard
 from pipelines.storage import Store
 from pipelines.versions import DatasetNotFound, EmptyDataset, open_dataset
 from tests.making import LABEL_MAP, commit_records, record

@@ -7,15 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import open_dataset
-from pipelines.shards import (
-    CorruptShard,
-    group_rows,
-    label_rows,
-    read_image,
-    read_row_group,
-    write_image_shard,
-    write_label_shard,
-)
+from pipelines.shard_writing import group_rows, label_rows, write_image_shard, write_label_shard
+from pipelines.shards import CorruptShard, read_image, read_row_group
 from pipelines.storage import Store
 from tests.making import assert_same_annotations, commit_records, encoded, record
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from detectors.transforms import Augmentation
-from pipelines import shards
+from pipelines import shard_writing
 from pipelines.commits import commit_images, commit_labels
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap
-from pipelines.shards import label_rows, write_image_shard, write_label_shard
+from pipelines.shard_writing import label_rows, write_image_shard, write_label_shard
 from pipelines.storage import Store
 from pipelines.versions import open_dataset
 from workers import loader
@@ -47,7 +47,7 @@ def record(number, split, annotations):
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     """20 training images in row groups of 6, of which one was never looked at, and 5 for validation."""
-    monkeypatch.setattr(shards, "MAX_GROUP_ROWS", 6)
+    monkeypatch.setattr(shard_writing, "MAX_GROUP_ROWS", 6)
     box = Annotations.from_boxes(np.array([[3, 4, 10, 10]]), np.array([1]))
     records = [record(i, "train", None if i == 7 else box) for i in range(20)]
     records += [record(i, "val", box) for i in range(20, 25)]

@@ -9,7 +9,7 @@ import pytest
 import detectors
 from pipelines.commits import commit_images, commit_labels
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap
-from pipelines.shards import label_rows, write_image_shard, write_label_shard
+from pipelines.shard_writing import label_rows, write_image_shard, write_label_shard
 from pipelines.storage import Store
 from pipelines.versions import DatasetNotFound
 from workers.train import AugmentConfig, TrainConfig, train

@@ -16,7 +16,7 @@ from pipelines.metrics.pairing import PairedImage, pair
 from pipelines.records import Annotations, LabelMap
 from pipelines.report import charts, pr_curve_svg, write_report
 from pipelines.report.gallery import best_threshold, choose, match, thumbnail
-from pipelines.shards import label_rows
+from pipelines.shard_writing import label_rows
 from tests.evaluated import HISTORY, guessed_rows, make_evaluated, synthetic_records, write_dataset, write_guesses
 
 HOSTILE = "<script>alert('x')</script>\"onload=\"y"
