@@ -21,11 +21,13 @@ class DenseOutputs:
         logits: L tensors (B, n, C).
         deltas: L tensors (B, n, 4), in the codec's units.
         shapes: height and width of each level's map.
+        objectness: L tensors (B, n), logits of "there is an object" where the head has them (YOLO), or None.
     """
 
     logits: list[Tensor]
     deltas: list[Tensor]
     shapes: tuple[tuple[int, int], ...]
+    objectness: list[Tensor] | None = None
 
 
 class DenseHead(nn.Module):

@@ -1,20 +1,25 @@
 """From a dense head's raw outputs to detections.
 
-Shape legend: B images, n anchors of a level, C classes, S surviving (anchor, class) pairs.
+Shape legend: B images, N anchors of all levels, S candidates (anchor, class) of all images.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from detectors.blocks.candidates import Activation, Background, LabelsPerAnchor, TopkOf, find_candidates
 from detectors.blocks.codecs import decode_boxes
 from detectors.blocks.heads import DenseOutputs
 from detectors.blocks.nms import batched_nms
 from detectors.structures import Batch, Prediction
+
+Decode = Callable[[Tensor, Tensor], Tensor]
+"""From (S, 4) deltas and the S rows of ``anchors`` they belong to, to (S, 4) xyxy boxes in model pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,56 +28,95 @@ class DenseSelection:
 
     Attributes:
         score_threshold: scores must exceed this.
-        topk: best candidates of a level that are kept before NMS.
+        topk: best candidates that are kept before NMS, of each ``topk_of``.
         nms_iou: a box is suppressed by a better one of its class from beyond this IoU.
         max_detections: an image.
+        activation: ``sigmoid`` of each class (RetinaNet), ``softmax`` over classes and background (SSD), ``identity``
+            where the head gives scores. All but softmax are multiplied by the sigmoid of ``DenseOutputs.objectness``
+            where there is one (YOLO).
+        background: where background stands among softmax's values: ``first`` (torchvision) or ``last``; else ``none``.
+        topk_of: ``level`` of an image (RetinaNet), ``image`` (EfficientDet) or ``class`` of an image (SSD).
+        labels_per_anchor: an anchor is reported for ``all`` classes that pass, or for its ``best`` alone.
     """
 
     score_threshold: float = 0.05
     topk: int = 1000
     nms_iou: float = 0.5
     max_detections: int = 300
+    activation: Activation = "sigmoid"
+    background: Background = "none"
+    topk_of: TopkOf = "level"
+    labels_per_anchor: LabelsPerAnchor = "all"
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_threshold < 1 or not 0 <= self.nms_iou <= 1:
             raise ValueError(f"score_threshold={self.score_threshold}, nms_iou={self.nms_iou} must lie in 0..1")
         if self.topk < 1 or self.max_detections < 1:
             raise ValueError(f"topk={self.topk}, max_detections={self.max_detections} must be at least 1")
+        for name, allowed in (
+            ("activation", get_args(Activation)),
+            ("background", get_args(Background)),
+            ("topk_of", get_args(TopkOf)),
+            ("labels_per_anchor", get_args(LabelsPerAnchor)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        if (self.activation == "softmax") == (self.background == "none"):
+            raise ValueError(
+                f"activation={self.activation!r} with background={self.background!r}: softmax needs background to be "
+                "first or last, the others have none"
+            )
 
 
 def select_detections(
-    outputs: DenseOutputs, anchors: Tensor, batch: Batch, selection: DenseSelection
+    outputs: DenseOutputs,
+    anchors: Tensor,
+    batch: Batch,
+    selection: DenseSelection,
+    decode: Decode = decode_boxes,
 ) -> list[Prediction]:
-    """Threshold, top-k a level, decode, clip, NMS, scale to original pixels.
-
-    Few anchors pass the threshold, so it is tested on logits, on the best class of each anchor, and only what
-    passes is ever turned into scores and boxes.
+    """Threshold, top-k, decode, clip, NMS, scale to original pixels.
 
     Args:
         outputs: of the head.
-        anchors: (N, 4) xyxy of all levels, model pixels.
+        anchors: (N, ...) of all levels, whatever ``decode`` wants of each: (N, 4) xyxy in model pixels mostly.
         batch: for the images' sizes.
+        selection: what is reported.
+        decode: called once, with what is left of all images.
     """
-    hopeful = [logits.amax(-1) > _safe_logit(selection.score_threshold) for logits in outputs.logits]
-    level_anchors = anchors.split([logits.shape[1] for logits in outputs.logits])
+    found = find_candidates(
+        outputs,
+        score_threshold=selection.score_threshold,
+        topk=selection.topk,
+        activation=selection.activation,
+        background=selection.background,
+        topk_of=selection.topk_of,
+        labels_per_anchor=selection.labels_per_anchor,
+    )
+    boxes = decode(found.deltas, anchors[found.anchor])
+    counts = torch.bincount(found.image, minlength=len(batch)).tolist()
+    sizes, originals = batch.sizes.tolist(), batch.original_sizes.tolist()
     predictions = []
-    for i, (size, original) in enumerate(zip(batch.sizes.tolist(), batch.original_sizes.tolist())):
-        found = [
-            _level_candidates(logits[i], deltas[i], hope[i], boxes, selection)
-            for logits, deltas, hope, boxes in zip(outputs.logits, outputs.deltas, hopeful, level_anchors)
-        ]
-        scores, labels, boxes = (torch.cat(parts) for parts in zip(*found))
-        boxes = clip_boxes(boxes, (size[0], size[1]))
-        keep = batched_nms(boxes, scores, labels, selection.nms_iou, selection.max_detections)
-        predictions.append(
-            Prediction(
-                boxes=scale_boxes(boxes[keep], (size[0], size[1]), (original[0], original[1])),
-                labels=labels[keep],
-                scores=scores[keep],
-                size=(original[0], original[1]),
-            )
-        )
+    for size, original, *of_image in zip(
+        sizes, originals, boxes.split(counts), found.score.split(counts), found.label.split(counts)
+    ):
+        predictions.append(_predict(*of_image, (size[0], size[1]), (original[0], original[1]), selection))
     return predictions
+
+
+def _predict(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    original: tuple[int, int],
+    selection: DenseSelection,
+) -> Prediction:
+    boxes = clip_boxes(boxes, size)
+    keep = batched_nms(boxes, scores, labels, selection.nms_iou, selection.max_detections)
+    return Prediction(
+        boxes=scale_boxes(boxes[keep], size, original), labels=labels[keep], scores=scores[keep], size=original
+    )
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -87,28 +131,3 @@ def scale_boxes(boxes: Tensor, size: tuple[int, int], original: tuple[int, int])
         return boxes
     y, x = original[0] / size[0], original[1] / size[1]
     return clip_boxes(boxes * boxes.new_tensor([x, y, x, y]), original)
-
-
-def _safe_logit(probability: float) -> float:
-    """A logit just below that of ``probability``: rounding may let a few more pass, never fewer."""
-    if probability <= 0:
-        return -math.inf
-    return math.log(probability / (1 - probability)) - 1e-3
-
-
-def _level_candidates(
-    logits: Tensor, deltas: Tensor, hopeful: Tensor, anchors: Tensor, selection: DenseSelection
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (S,), labels (S,), boxes (S, 4) of one level of one image, at most ``topk``."""
-    rows = hopeful.nonzero().squeeze(1)
-    best_logits = logits[rows]
-    row, label = (best_logits > _safe_logit(selection.score_threshold)).nonzero(as_tuple=True)
-    logit = best_logits[row, label]
-    if len(logit) > selection.topk:
-        logit, best = logit.topk(selection.topk)
-        row, label = row[best], label[best]
-    score = logit.float().sigmoid()
-    sure = score > selection.score_threshold  # exact, now that there are few
-    score, row, label = score[sure], row[sure], label[sure]
-    anchor = rows[row]
-    return score, label, decode_boxes(deltas[anchor].float(), anchors[anchor])

@@ -1,0 +1,219 @@
+"""The few (anchor, class) pairs of a dense head's raw outputs that may become detections.
+
+A head says something of hundreds of thousands of pairs and hundreds matter, so what costs is to look at all of them
+once. They are compared as they lie in memory, as raw outputs, in groups of a few: one vectorised maximum over groups
+tells which need a closer look, and only for those are scores ever computed.
+
+Shape legend: B images, n anchors of a level, N of all, K values an anchor (its classes, and background with softmax),
+M = n * K, S candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from detectors.blocks.heads import DenseOutputs
+
+Activation = Literal["sigmoid", "softmax", "identity"]
+Background = Literal["none", "first", "last"]
+TopkOf = Literal["level", "image", "class"]
+LabelsPerAnchor = Literal["all", "best"]
+
+_GROUP = 8
+"""Pairs that share a maximum: enough to make all that follows cheap, few enough to stream through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidates:
+    """Pairs whose score exceeds the threshold, by image.
+
+    Attributes:
+        image: (S,) int64, ascending.
+        anchor: (S,) int64 in 0..N-1, over all levels.
+        label: (S,) int64 in 0..C-1.
+        score: (S,) float32.
+        deltas: (S, 4) float32, what the head regressed for the anchor.
+    """
+
+    image: Tensor
+    anchor: Tensor
+    label: Tensor
+    score: Tensor
+    deltas: Tensor
+
+
+def find_candidates(
+    outputs: DenseOutputs,
+    *,
+    score_threshold: float,
+    topk: int,
+    activation: Activation = "sigmoid",
+    background: Background = "none",
+    topk_of: TopkOf = "level",
+    labels_per_anchor: LabelsPerAnchor = "all",
+) -> Candidates:
+    """Every pair that scores more than the threshold, at most ``topk`` a level, image or class.
+
+    Args:
+        outputs: of the head; with ``objectness``, scores are its sigmoid times those of the classes.
+        score_threshold: scores must exceed this.
+        topk, topk_of: the best that are kept, of each level of an image, of each image, or of each class of an image.
+        activation: from logits to scores: ``sigmoid`` of each class, ``softmax`` over classes and background, or
+            ``identity`` where the outputs are scores.
+        background: where among the K values of softmax background is.
+        labels_per_anchor: an anchor is a candidate for each class that passes, or for its best class alone.
+    """
+    levels = _search_levels(outputs, score_threshold, topk, activation, background, topk_of, labels_per_anchor)
+    first, found = 0, []
+    for (image, anchor, label, score), deltas in zip(levels, outputs.deltas):
+        sure = score > score_threshold  # exact, now that there are few
+        image, anchor, label, score = image[sure], anchor[sure], label[sure], score[sure]
+        found.append((image, anchor + first, label, score, deltas[image, anchor].float()))
+        first += deltas.shape[1]
+    image, anchor, label, score, deltas = (torch.cat(parts) for parts in zip(*found))
+    match topk_of:
+        case "level":
+            counts = torch.tensor([len(part[0]) for part in found], device=image.device)
+            level = torch.repeat_interleave(counts, output_size=len(image))
+            group = image * len(found) + level
+        case "image":
+            group = image
+        case "class":
+            group = image * outputs.logits[0].shape[-1] + label
+    best = best_of_groups(score, group, topk)
+    return Candidates(image=image[best], anchor=anchor[best], label=label[best], score=score[best], deltas=deltas[best])
+
+
+def best_of_groups(scores: Tensor, group: Tensor, k: int) -> Tensor:
+    """Indices of the ``k`` best of each group, by ascending group, within it by descending score, ties by index.
+
+    Args:
+        scores: (S,).
+        group: (S,) int64.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    ordered = group[order]
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
+    return order[rank < k]
+
+
+_Found = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of one level: image, anchor of the level, label, score; (S,) each."""
+
+
+def _search_levels(
+    outputs: DenseOutputs,
+    score_threshold: float,
+    topk: int,
+    activation: Activation,
+    background: Background,
+    topk_of: TopkOf,
+    labels_per_anchor: LabelsPerAnchor,
+) -> list[_Found]:
+    """Candidates of each level and some that the threshold will still refuse."""
+    if activation == "softmax":
+        found = [_search_softmax(logits, score_threshold, background) for logits in outputs.logits]
+    elif outputs.objectness is not None:
+        found = [
+            _search_objects(logits, objectness, score_threshold, activation)
+            for logits, objectness in zip(outputs.logits, outputs.objectness)
+        ]
+    else:
+        least = _safe_logit(score_threshold) if activation == "sigmoid" else score_threshold
+        if labels_per_anchor == "best":
+            best = [logits.amax(-1) for logits in outputs.logits]
+            return [
+                (image, anchor, logits[image, anchor].argmax(-1), _activate(value, activation))
+                for logits, (image, anchor, value) in zip(outputs.logits, _search(best, least, topk, topk_of))
+            ]
+        pairs = _search([logits.flatten(1) for logits in outputs.logits], least, topk, topk_of)
+        classes = outputs.logits[0].shape[-1]
+        return [
+            (image, place // classes, place % classes, _activate(value, activation)) for image, place, value in pairs
+        ]
+    return [_best_label(level) for level in found] if labels_per_anchor == "best" else found
+
+
+def _search(levels: Sequence[Tensor], least: float, topk: int, topk_of: TopkOf) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Image, place and value (S,) of what is at least ``least`` in each level's (B, M), and enough for the top-k.
+
+    Where more than ``topk`` groups pass, the k-th best maximum of a group takes the place of ``least``: at least k
+    values are as large, so the best k are all among them.
+    """
+    # M in rows of M / 8: a maximum over rows is vectorised, streams through memory and copies nothing.
+    grouped = [level.unflatten(1, (math.gcd(level.shape[1], _GROUP), -1)) for level in levels]
+    maxima = [level.amax(1) for level in grouped]
+    match topk_of:
+        case "level":
+            floors = [_floor(level, least, topk) for level in maxima]
+        case "image":
+            floors = [_floor(torch.cat(maxima, 1), least, topk)] * len(levels)
+        case "class":
+            floors = [level.new_full((len(level), 1), least) for level in maxima]
+    found = []
+    for level, best, floor in zip(grouped, maxima, floors):
+        image, column = (~(best < floor)).nonzero(as_tuple=True)  # NaN hides nothing beside it
+        members = level[image, :, column]
+        row, member = (members >= floor[image]).nonzero(as_tuple=True)
+        found.append((image[row], member * level.shape[2] + column[row], members[row, member]))
+    return found
+
+
+def _floor(maxima: Tensor, least: float, topk: int) -> Tensor:
+    """(B, 1) value that at least ``topk`` reach, or ``least`` where fewer groups (B, groups) reach even that."""
+    floor = maxima.new_full((len(maxima), 1), least)
+    if maxima.shape[1] <= topk or int((maxima >= floor).sum(1).amax()) <= topk:
+        return floor
+    return torch.fmax(maxima.topk(topk, dim=1, sorted=False).values.amin(1, keepdim=True), floor)
+
+
+def _search_objects(logits: Tensor, objectness: Tensor, score_threshold: float, activation: Activation) -> _Found:
+    """Of what is an object with more than the threshold; no class makes its score larger."""
+    image, anchor = (objectness >= _safe_logit(score_threshold)).nonzero(as_tuple=True)
+    scores = _activate(logits[image, anchor], activation) * objectness[image, anchor].float().sigmoid()[:, None]
+    return _pairs(image, anchor, scores, score_threshold)
+
+
+def _search_softmax(logits: Tensor, score_threshold: float, background: Background) -> _Found:
+    """Of what beats background: p > t needs p / (p + background) > t, a difference of two logits."""
+    if background == "first":
+        behind, classes = logits[..., 0], slice(1, None)
+    else:
+        behind, classes = logits[..., -1], slice(0, -1)
+    lead = logits[..., classes].amax(-1) - behind
+    image, anchor = (lead >= _safe_logit(score_threshold)).nonzero(as_tuple=True)
+    scores = logits[image, anchor].float().softmax(-1)[:, classes]
+    return _pairs(image, anchor, scores, score_threshold)
+
+
+def _pairs(image: Tensor, anchor: Tensor, scores: Tensor, score_threshold: float) -> _Found:
+    """From (S, C) scores of anchors to those of pairs."""
+    row, label = (scores > score_threshold).nonzero(as_tuple=True)
+    return image[row], anchor[row], label, scores[row, label]
+
+
+def _best_label(found: _Found) -> _Found:
+    """The best class alone of each anchor."""
+    image, anchor, label, score = found
+    if len(score) == 0:
+        return found
+    best = best_of_groups(score, image * (anchor.amax() + 1) + anchor, 1)
+    return image[best], anchor[best], label[best], score[best]
+
+
+def _activate(values: Tensor, activation: Activation) -> Tensor:
+    return values.float().sigmoid() if activation == "sigmoid" else values.float()
+
+
+def _safe_logit(probability: float) -> float:
+    """A logit just below that of ``probability``: rounding may let a few more pass, never fewer."""
+    if probability <= 0:
+        return -math.inf
+    return math.log(probability / (1 - probability)) - 1e-3
