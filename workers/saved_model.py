@@ -16,7 +16,7 @@ from workers.models import describe_model, put_model
 from workers.software import software_versions
 from workers.train_config import ModelRef, TrainJob
 
-_ADDRESSES = ("dataset", "out", "init_from", "pretrained_backbone")
+_ADDRESSES = ("dataset", "out", "init_from", "pretrained", "pretrained_backbone")
 _PACKAGES = ("boxmill", "torch", "torchvision", "timm", "ray", "numpy")
 
 
@@ -35,6 +35,7 @@ def save_trained(detector: Detector, job: TrainJob, history: Sequence[dict[str, 
         "job_digest": job.digest,
         "dataset": {"reference": redact(job.reference), "digest": job.dataset_digest},
         "config": {k: redact(v) if k in _ADDRESSES and v else v for k, v in job.config.to_json().items()},
+        "loaded_weights": job.loaded_weights,
         "metrics": {name: validated[-1][name] for name in STAT_NAMES} if validated else {},
         "history": list(history),
         "seconds": round(sum(entry["seconds"] for entry in history), 3),
@@ -59,5 +60,6 @@ def read_trained(uri: str) -> TrainedModel | None:
         metrics=dict(provenance.get("metrics", {})),
         history=tuple(provenance.get("history", ())),
         seconds=float(provenance.get("seconds", 0.0)),
+        loaded_weights=provenance.get("loaded_weights"),
     )
     return TrainedModel(model=model, job_digest=str(provenance.get("job_digest", "")))

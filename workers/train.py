@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -9,19 +10,20 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import detectors
+from detectors.checkpoint import describe_report, summarise_report
 from detectors.transforms import Augmentation
-from pipelines.records import LabelMap
 from pipelines.storage import Store, absolute, redact
 from pipelines.versions import Dataset, open_dataset
-from workers.batches import align_label_map
 from workers.cluster import ray_session
+from workers.initial_weights import find_start, load_start, order_of_classes
 from workers.loader import steps_per_epoch
-from workers.models import fetch_backbone, fetch_model, file_digest
 from workers.progress import Progress, ProgressBoard
 from workers.saved_model import read_trained
 from workers.train_config import AugmentConfig, ModelRef, TrainConfig, TrainJob
 
 __all__ = ["AugmentConfig", "ModelRef", "TrainConfig", "train"]
+
+log = logging.getLogger("boxmill.train")
 
 
 def train(config: TrainConfig, progress: Progress | None = None) -> ModelRef:
@@ -52,6 +54,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> ModelRef:
                 f"{redact(job.config.out)} holds a model of another training run (other settings or another "
                 "dataset version); give another out, or set overwrite"
             )
+    if job.loaded_weights is not None:
+        log.info("%s", describe_report(job.loaded_weights))
     cores = os.cpu_count() or 1
     with ray_session(config.ray_address, num_cpus=max(cores, config.workers * (config.cpus_per_worker or 1))):
         _run(job, steps=_total_steps(config, dataset), progress=progress)
@@ -78,23 +82,16 @@ def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
         raise ValueError(
             f"split {config.train_split!r} of {dataset.reference} has no objects; a detector cannot learn from it"
         )
-    label_map: LabelMap = dataset.label_map
-    name = config.detector
-    options = {**config.detector_options, "image_size": config.image_size}
-    inputs = {"dataset": dataset.digest}
-    if config.init_from is not None:
-        model = detectors.load(fetch_model(config.init_from))
-        label_map = align_label_map(
-            label_map, LabelMap.from_json(model.categories), model_uri=redact(absolute(config.init_from))
-        )
-        name, options = model.spec.name, {**model.spec.options, **options}
-        inputs["init_from"] = model.digest
-    else:
-        weights = fetch_backbone(config.pretrained_backbone, name)
-        inputs["backbone"] = "" if weights is None else file_digest(weights)
-    # Built here once, so that an unknown name, option or bad number is told before a cluster starts.
+    start = find_start(config)
+    label_map = order_of_classes(start, dataset.label_map)
+    name = config.detector if start.model is None else start.model.spec.name
+    options = {**start.options, **config.detector_options, "image_size": config.image_size}
+    # Built here once, so that an unknown name, option or bad number, and weights of another network, are told before
+    # a cluster starts.
     Augmentation(size=config.image_size, **asdict(config.augment))
-    spec = detectors.create(name, num_classes=len(label_map), **options).spec
+    detector = detectors.create(name, num_classes=len(label_map), **options)
+    load_start(detector, start, label_map.names)
+    spec = detector.spec
     config = replace(
         config,
         dataset=dataset.reference,
@@ -110,8 +107,9 @@ def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
         categories=tuple(label_map.to_json()),
         detector=name,
         detector_options=dict(spec.options),
-        digest=config.job_digest(**inputs, categories=label_map.digest),
+        digest=config.job_digest(dataset=dataset.digest, **start.digests, categories=label_map.digest),
         cpus_per_worker=config.cpus_per_worker or 1,
+        loaded_weights=summarise_report(detector.loaded_weights),
     )
 
 
@@ -228,7 +226,7 @@ def _check_split(dataset: Dataset, split: str, workers: int) -> None:
         has = ", ".join(repr(name) for name in sorted(dataset.splits)) or "none"
         raise ValueError(
             f"there is no split {split!r} in {dataset.reference}; it has {has}. Choose train_split and val_split "
-            "among these (val_split None trains without validation)"
+            "among these (val_split null, --val-split none, trains without validation)"
         )
     if dataset.splits[split] < workers:
         raise ValueError(

