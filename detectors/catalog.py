@@ -76,7 +76,7 @@ def create(
     if ":" in name:
         detector = _from_factory(name, num_classes, options)
     else:
-        entry = _entry(name)
+        entry = find_entry(name)
         resolved = _resolve(name, entry.options, options)
         detector = entry.build(num_classes, resolved)
         detector.spec = DetectorSpec(name=name, num_classes=num_classes, options=_to_json(asdict(resolved)))
@@ -85,7 +85,8 @@ def create(
     return detector
 
 
-def _entry(name: str) -> CatalogEntry:
+def find_entry(name: str) -> CatalogEntry:
+    """Raises UnknownDetector."""
     if name not in CATALOG:
         near = difflib.get_close_matches(name, CATALOG, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(list_detectors())}."
