@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from types import TracebackType
 
 from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
@@ -22,13 +23,15 @@ from pipelines.quarantine import QuarantineRow, write_quarantine
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.references import EmptyDataset
 from pipelines.schema import LabelRow
-from pipelines.shard_writing import ImageShardWriter, label_row, write_label_shard
+from pipelines.shard_writing import MAX_SHARD_BYTES, ImageShardWriter, label_row, write_label_shard
 from pipelines.shards import ShardFile
 from pipelines.sources import Source, SourceItem, open_source
+from pipelines.sources.frames import is_of_upright, turned_to_stored
 from pipelines.storage import Store, redact
 
 _LOADERS = 8
 _A_TIME = 8
+_TURNED = "annotations moved from the upright frame to the stored one"
 
 
 class StrictIngestError(ValueError):
@@ -54,10 +57,8 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
     ledger = Ledger()
     category_ids = frozenset(c.category_id for c in LabelMap.from_json(plan.metadata["categories"]).categories)
     quarantined: list[QuarantineRow] = []
-    rows: list[LabelRow] = []
-    files: list[ShardFile] = []
     loaded = 0
-    with ImageShardWriter(store) as writer:
+    with _TaskShards(store, plan.metadata["label_set"]) as shards:
         items = items_from_arrow(job.read_task(task_id))
         for item, found in _load(source, items, deep=bool(plan.metadata.get("settings", {}).get("deep_check"))):
             if item.annotations is None and isinstance(found, ImageRecord):
@@ -69,11 +70,8 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
             assert isinstance(found, ImageRecord)
             if item.coco_image_id not in (None, found.coco_image_id):
                 found = replace(found, coco_image_id=item.coco_image_id)
-            record = _check(found, item, category_ids, ledger)
-            rows.append(label_row(record, len(rows), writer.add(record)))
-        image_file = writer.finish()
-    if image_file is not None:
-        files = [image_file, write_label_shard(store, plan.metadata["label_set"], image_file.path, rows)]
+            shards.add(_check(found, item, category_ids, ledger))
+        files = shards.finish()
     if quarantined:
         write_quarantine(store, job.plan_id, f"{task_id:06d}", quarantined)
     receipt = Receipt(
@@ -81,6 +79,45 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
     )
     # Receipt last: a killed worker leaves orphan files, never a receipt without its files.
     return receipt if job.finish(task_id, receipt) else job.receipt(task_id)
+
+
+class _TaskShards:
+    """The shard that a task writes, with its labels; several where sizes that no listing told outgrow one.
+
+    Leaving the ``with`` without ``finish`` leaves no half-written file behind.
+    """
+
+    def __init__(self, store: Store, label_set: str) -> None:
+        self._store, self._label_set = store, label_set
+        self._files: list[ShardFile] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._writer = ImageShardWriter(self._store)
+        self._rows: list[LabelRow] = []
+        self._bytes = 0
+
+    def __enter__(self) -> _TaskShards:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._writer.__exit__(kind, error, at)
+
+    def add(self, record: ImageRecord) -> None:
+        if self._rows and self._bytes + len(record.image) > MAX_SHARD_BYTES:
+            self.finish()
+            self._begin()
+        self._rows.append(label_row(record, len(self._rows), self._writer.add(record)))
+        self._bytes += len(record.image)
+
+    def finish(self) -> list[ShardFile]:
+        """All files of the task so far, whole."""
+        with self._writer:
+            image_file = self._writer.finish()
+        if image_file is not None:
+            label_file = write_label_shard(self._store, self._label_set, image_file.path, self._rows)
+            self._files += [image_file, label_file]
+        return self._files
 
 
 def _load(
@@ -155,19 +192,26 @@ def _refusal(item: SourceItem, found: ImageRecord | Exception) -> tuple[str, str
     """Why an image goes into quarantine: (reason, detail); None for a good one."""
     if isinstance(found, FileNotFoundError):
         return "image file missing", redact(item.uri)
-    if isinstance(found, Exception):
-        return "image cannot be read", str(found)
-    turned = found.exif_orientation >= 5 and found.width != found.height
-    if turned and item.declared_size == (found.height, found.width):
-        # Its boxes lie in the frame that a viewer shows, ours in the stored one: they would all be wrong.
-        return "annotations are in the upright frame of a turned image", f"EXIF orientation {found.exif_orientation}"
-    return None
+    return ("image cannot be read", str(found)) if isinstance(found, Exception) else None
 
 
 def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], ledger: Ledger) -> ImageRecord:
     """The record as it is stored; the ledger is told of everything that was mended or dropped."""
     size = (record.width, record.height)
-    if item.declared_size is not None and item.declared_size != size:
+    mended = item.mended
+    if is_of_upright(record, item.declared_size):
+        record = turned_to_stored(record)
+        ledger.add(
+            LedgerEntry(
+                subject="image",
+                fate="mended",
+                reason=_TURNED,
+                image_id=record.image_id,
+                detail=f"EXIF orientation {record.exif_orientation}, stored as {record.width}x{record.height}",
+            )
+        )
+        mended = {str(i): _TURNED for i in range(_count(record.annotations))} | dict(mended)
+    elif item.declared_size is not None and item.declared_size != size:
         declared = "x".join(map(str, item.declared_size))
         ledger.add(
             LedgerEntry(
@@ -190,7 +234,7 @@ def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], 
         ledger=ledger,
         image_id=record.image_id,
         clip_tolerance=item.clip_tolerance,
-        mended=item.mended,
+        mended=mended,
     )
     return replace(record, annotations=annotations)
 

@@ -13,19 +13,21 @@ import numpy as np
 
 from pipelines.checks import BadImage
 from pipelines.records import Annotations, BoolArray, FloatArray, ImageRecord, Rle
-from pipelines.sources.drawn import decode_mask, encode_mask, to_pixels
+from pipelines.sources.drawn import decode_mask, encode_mask
 
-_Points = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
-# Where a point (u, v) of the upright picture, in fractions of its sides, lies in the stored one.
+_Points = Callable[[FloatArray, FloatArray, float, float], tuple[FloatArray, FloatArray]]
+# Where a point (x, y) of the upright picture, of width w and height h, lies in the stored one.
 _TO_STORED: dict[int, _Points] = {
-    2: lambda u, v: (1 - u, v),
-    3: lambda u, v: (1 - u, 1 - v),
-    4: lambda u, v: (u, 1 - v),
-    5: lambda u, v: (v, u),
-    6: lambda u, v: (v, 1 - u),
-    7: lambda u, v: (1 - v, 1 - u),
-    8: lambda u, v: (1 - v, u),
+    2: lambda x, y, w, h: (w - x, y),
+    3: lambda x, y, w, h: (w - x, h - y),
+    4: lambda x, y, w, h: (x, h - y),
+    5: lambda x, y, w, h: (y, x),
+    6: lambda x, y, w, h: (y, w - x),
+    7: lambda x, y, w, h: (h - y, w - x),
+    8: lambda x, y, w, h: (h - y, x),
 }
+_QUARTER = 5
+"""EXIF orientations from here on exchange width and height."""
 _MASK_TO_STORED: dict[int, Callable[[BoolArray], BoolArray]] = {
     2: np.fliplr,
     3: lambda m: m[::-1, ::-1],
@@ -37,14 +39,19 @@ _MASK_TO_STORED: dict[int, Callable[[BoolArray], BoolArray]] = {
 }
 
 
-def upright_to_stored(annotations: Annotations, orientation: int) -> Annotations:
+def upright_to_stored(
+    annotations: Annotations, orientation: int, sides: tuple[float, float] = (1.0, 1.0)
+) -> Annotations:
     """Move annotations from the frame that a viewer shows to the stored one.
 
     Args:
-        annotations: in fractions of the upright picture's sides; RLEs of its size.
+        annotations: in the units of ``sides``; RLEs are of the upright picture's pixels.
         orientation: EXIF, 1 to 8.
+        sides: width and height of the upright picture; as they are, annotations are fractions of them.
     Returns:
-        The same in fractions of the stored picture's sides.
+        The same of the stored picture. A box without area has none afterwards.
+    Raises:
+        ValueError: an RLE that is no mask.
     """
     if orientation not in _TO_STORED:
         return annotations
@@ -52,10 +59,10 @@ def upright_to_stored(annotations: Annotations, orientation: int) -> Annotations
 
     def polygon(flat: tuple[float, ...]) -> tuple[float, ...]:
         points = np.array(flat, np.float64).reshape(-1, 2)
-        return tuple(np.stack(move(points[:, 0], points[:, 1]), axis=1).reshape(-1).tolist())
+        return tuple(np.stack(move(points[:, 0], points[:, 1], *sides), axis=1).reshape(-1).tolist())
 
     def points(keypoints: FloatArray) -> FloatArray:
-        x, y = move(keypoints[:, 0], keypoints[:, 1])
+        x, y = move(keypoints[:, 0], keypoints[:, 1], *sides)
         there = keypoints[:, 2:] > 0  # an absent keypoint is 0, 0 in every frame
         return np.where(there, np.stack([x, y, keypoints[:, 2]], axis=1), keypoints)
 
@@ -63,13 +70,14 @@ def upright_to_stored(annotations: Annotations, orientation: int) -> Annotations
         return encode_mask(turn(decode_mask(rle)))
 
     boxes = annotations.boxes
-    x0, y0 = move(boxes[:, 0], boxes[:, 1])
-    x1, y1 = move(boxes[:, 2], boxes[:, 3])
+    x0, y0 = move(boxes[:, 0], boxes[:, 1], *sides)
+    x1, y1 = move(boxes[:, 2], boxes[:, 3], *sides)
     low = np.stack([np.minimum(x0, x1), np.minimum(y0, y1)], axis=1)
-    high = np.stack([np.maximum(x0, x1), np.maximum(y0, y1)], axis=1)
+    size = annotations.boxes_xywh[:, 2:]
+    size = size[:, ::-1] if orientation >= _QUARTER else size
     return replace(
         annotations,
-        boxes_xywh=np.concatenate([low, high - low], axis=1),
+        boxes_xywh=np.concatenate([low, size], axis=1),
         polygons=tuple(None if p is None else tuple(map(polygon, p)) for p in annotations.polygons),
         keypoints=tuple(None if k is None else points(k) for k in annotations.keypoints),
         rles=tuple(None if r is None else mask(r) for r in annotations.rles),
@@ -87,15 +95,49 @@ def drawn_on(annotations: Annotations, shown: tuple[int, int] | None, record: Im
         BadImage: the tool showed a picture of another size: not this one.
     """
     width, height = record.width, record.height
-    upright = (height, width) if record.exif_orientation >= 5 else (width, height)
+    upright = (height, width) if record.exif_orientation >= _QUARTER else (width, height)
     if shown is None or (shown == (width, height) and (record.exif_orientation == 1 or shown != upright)):
         return annotations
     if shown != upright:
         raise BadImage(
             f"the annotations are of an image of {shown[0]}x{shown[1]} pixels, the file has {width}x{height}"
         )
-    fractions = to_pixels(annotations, 1 / upright[0], 1 / upright[1])
-    return to_pixels(upright_to_stored(fractions, record.exif_orientation), width, height)
+    return upright_to_stored(annotations, record.exif_orientation, upright)
+
+
+def is_of_upright(record: ImageRecord, declared_size: tuple[int, int] | None) -> bool:
+    """Whether annotations lie in the upright frame of a picture that EXIF turns by a quarter: its size tells.
+
+    Annotations of mirrored, upside-down and square pictures have the same size in both frames: nothing tells them
+    apart, and they are taken to lie in the stored one.
+    """
+    turned = record.exif_orientation >= _QUARTER and record.width != record.height
+    return turned and declared_size == (record.height, record.width)
+
+
+def turned_to_stored(record: ImageRecord) -> ImageRecord:
+    """A record whose annotations lie in the upright frame, in pixels: now in the stored one.
+
+    An RLE that is no mask of the upright picture stays as it is: the checks set it aside, for its size is wrong.
+    """
+    found = record.annotations
+    if found is None:
+        return record
+    upright = (record.height, record.width)
+    masks = tuple(None if rle is None or not _is_mask(rle, upright[::-1]) else rle for rle in found.rles)
+    moved = upright_to_stored(replace(found, rles=masks), record.exif_orientation, upright)
+    rles = tuple(new or old for new, old in zip(moved.rles, found.rles, strict=True))
+    return replace(record, annotations=replace(moved, rles=rles))
+
+
+def _is_mask(rle: Rle, size: tuple[int, int]) -> bool:
+    if rle.size != size:
+        return False
+    try:
+        decode_mask(rle)
+    except ValueError:
+        return False
+    return True
 
 
 def stored_to_upright(annotations: Annotations, orientation: int) -> Annotations:

@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 from pipelines.checks import BadImage
 from pipelines.ledger import LedgerEntry
 from pipelines.records import ImageRecord, LabelMap
+from pipelines.shard_writing import MAX_SHARD_BYTES
 from pipelines.sources import SourceItem, record_from_bytes
 from pipelines.sources.listing import check_file, stat_uri
-from pipelines.storage import FileStat, Store, read_uri, redact, split_uri
+from pipelines.storage import FileStat, Store, redact, split_uri
 
 _MAX_LINE = 16_384
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://[^/]", re.IGNORECASE)
@@ -88,8 +89,8 @@ class UrlListSource:
         if redact(text) != item.uri:
             raise BadImage(f"{redact(self.uri)} has changed since it was listed")
         try:
-            image = read_uri(text)
-        except FileNotFoundError:
+            image = _fetch(text)
+        except (BadImage, FileNotFoundError):
             raise
         except Exception as error:  # each store has its own errors, and they may quote the signed URL
             raise BadImage(f"{item.uri} cannot be fetched: {type(error).__name__}") from None
@@ -98,6 +99,18 @@ class UrlListSource:
     @cached_property
     def _list(self) -> tuple[Store, str]:
         return split_uri(self.uri)
+
+
+def _fetch(url: str) -> bytes:
+    """Asks for the size first: nothing tells how long the answer would be."""
+    store, name = split_uri(url)
+    try:
+        size = store.stat(name).size
+    except FileNotFoundError:  # fsspec's word for any trouble with HTTP: reading tells which
+        size = 0
+    if size > MAX_SHARD_BYTES:
+        raise BadImage(f"it has {size} bytes, more than the {MAX_SHARD_BYTES} of a shard")
+    return store.read_bytes(name)
 
 
 def _text(line: bytes) -> str:
