@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipelines.jpeg import plain_jpeg_size
 from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.records import Annotations
 
@@ -53,6 +54,9 @@ def probe_image(image: bytes) -> ImageHeader:
     """
     if not image:
         raise BadImage("the file is empty")
+    size = plain_jpeg_size(image)
+    if size is not None and size[0] * size[1] <= (Image.MAX_IMAGE_PIXELS or 0):
+        return ImageHeader(format="jpeg", width=size[0], height=size[1])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -103,7 +103,7 @@ class Store:
     def scheme(self) -> str:
         return self.uri.split("://", 1)[0] if "://" in self.uri else "file"
 
-    @property
+    @cached_property
     def is_local(self) -> bool:
         return self.scheme == "file"
 
@@ -119,6 +119,8 @@ class Store:
 
     def read_bytes(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
+        if self.is_local:
+            return retrying(Path(self._full(path)).read_bytes)
         return bytes(retrying(lambda: self.fs.cat_file(self._full(path)), redact(self.join(path))))
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
