@@ -29,7 +29,8 @@ from pipelines.sources import Source, SourceItem, open_source
 from pipelines.sources.frames import is_of_upright, turned_to_stored
 from pipelines.storage import Store, redact
 
-_LOADERS = 8
+# A store answers late, so many ask at once; on a local disk more threads only get in each other's way.
+_LOADERS, _LOCAL_LOADERS = 8, 2
 _A_TIME = 8
 _TURNED = "annotations moved from the upright frame to the stored one"
 
@@ -139,13 +140,14 @@ def _load(
 
     # Some at a time: handing over each image alone costs as much as reading it.
     parts = [items[first : first + _A_TIME] for first in range(0, len(items), _A_TIME)]
-    with ThreadPoolExecutor(_LOADERS) as pool:
+    loaders = _LOCAL_LOADERS if all("://" not in item.uri for item in items[:1]) else _LOADERS
+    with ThreadPoolExecutor(loaders) as pool:
 
         def submit(part: Sequence[SourceItem]) -> Future[list[ImageRecord | Exception]]:
             return pool.submit(lambda: [load(item) for item in part])
 
         waiting = iter(parts)
-        running = deque((part, submit(part)) for part in islice(waiting, 2 * _LOADERS))
+        running = deque((part, submit(part)) for part in islice(waiting, 2 * loaders))
         while running:
             part, reading = running.popleft()
             found = reading.result()
