@@ -1,6 +1,13 @@
-"""Backbones: any timm ``features_only`` network, its norms replaced, its early stages frozen on request."""
+"""Backbones: any timm ``features_only`` network, its norms replaced, its early stages frozen on request.
+
+What the detectors are made with: ``vgg16`` (and ``vgg16_bn``), ``resnet18`` to ``resnet101``, ``resnext101_32x8d``,
+``darknet53``, ``tf_efficientnet_b0`` to ``b7`` and ``tf_efficientnet_lite0``, ``mobilenetv3_large_100``; every other
+network that yields maps at the strides asked for does as well.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import timm
 import torch
@@ -8,42 +15,64 @@ from torch import Tensor, nn
 
 from detectors.blocks.norms import Norm, replace_norms
 
+PROBE_SIZE = 64
+"""Side of the square input that is run once to see what a network does."""
+
 
 class Backbone(nn.Module):
-    """C3, C4, C5: feature maps at strides 8, 16 and 32.
+    """Feature maps at some strides: C2 at 4, C3 at 8, C4 at 16, C5 at 32.
+
+    Of VGG16, whose stages end before their pools, C3 is conv4_3, C4 is conv5_3 and C5 the last pool.
 
     Attributes:
-        channels: of the three maps.
+        strides: of the maps.
+        channels: of the maps.
     """
 
+    strides: tuple[int, ...]
     channels: tuple[int, ...]
 
-    def __init__(self, name: str, *, norm: Norm = "frozen_bn", frozen_stages: int = 0) -> None:
+    def __init__(
+        self, name: str, *, norm: Norm = "frozen_bn", frozen_stages: int = 0, strides: tuple[int, ...] = (8, 16, 32)
+    ) -> None:
         """Builds a backbone with random weights.
 
         Args:
             name: of a timm network that has ``features_only``.
-            norm: ``frozen_bn``, ``bn`` or ``gn``, instead of the network's BatchNorms.
-            frozen_stages: parameters of the first so many stages (stride 2, 4, 8, ... up to 5) never change.
+            norm: ``frozen_bn``, ``bn``, ``gn`` or ``sync_bn``, instead of the network's BatchNorms; what has none,
+                like ``vgg16``, or LayerNorms, like ``convnext_tiny``, stays as it is.
+            frozen_stages: parameters and BatchNorm statistics of the first so many stages (stride 2, 4, 8, ... up to
+                5) never change.
+            strides: of the maps, ascending; what lies behind the last one is left out of the network.
         Raises:
-            ValueError: timm has no such network, or an argument is out of range.
+            ValueError: timm has no such network, it has no such maps, or an argument is out of range.
         """
         super().__init__()
         if not timm.is_model(name):
             raise ValueError(f"timm {timm.__version__} has no network {name!r}; see timm.list_models()")
         if not 0 <= frozen_stages <= 5:
             raise ValueError(f"frozen_stages is {frozen_stages}; it must be 0 to 5")
-        self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
-        reductions = tuple(self.body.feature_info.reduction())
-        if reductions != (8, 16, 32):
-            raise ValueError(f"{name} has maps at strides {reductions}; a detector's backbone needs 8, 16, 32")
-        self.channels = tuple(self.body.feature_info.channels())
+        if not strides or list(strides) != sorted(set(strides)):
+            raise ValueError(f"strides {strides} must ascend, such as (8, 16, 32)")
+        self.strides = strides
+        self.body = _features_only(name, strides)
+        feature_info: Any = self.body.feature_info
+        self.channels = tuple(feature_info.channels())
+        _check_maps(name, self.body, strides, self.channels)
         replace_norms(self.body, norm, _probe(self.body))
+        self._frozen_norms: list[str] = []
         self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to one map (B, channels[i], H / strides[i], W / strides[i]) for each stride."""
         features: list[Tensor] = self.body(images)
         return features
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        for name in self._frozen_norms:
+            self.body.get_submodule(name).eval()
+        return self
 
     def _freeze(self, stages: int) -> None:
         """A stage is what is run until the map halves again; parameters are met in the order of the network."""
@@ -51,12 +80,54 @@ class Backbone(nn.Module):
             return
         stage_of = _stages(self.body)
         for name, parameter in self.body.named_parameters():
-            if stage_of[name] <= stages:
+            if stage_of.get(name, 6) <= stages:
                 parameter.requires_grad_(False)
+        self._frozen_norms = [
+            name
+            for name, module in self.body.named_modules()
+            if isinstance(module, nn.BatchNorm2d) and stage_of.get(f"{name}.weight", 6) <= stages
+        ]
+        self.train(self.training)
+
+
+def _features_only(name: str, strides: tuple[int, ...]) -> nn.Module:
+    """The network up to its map of the last stride, giving the last map of each stride."""
+    usual = tuple(stride.bit_length() - 2 for stride in strides)
+    try:
+        body = timm.create_model(name, pretrained=False, features_only=True, out_indices=usual)
+        if tuple(body.feature_info.reduction()) == strides:
+            return body  # type: ignore[no-any-return]
+    except (IndexError, AssertionError):
+        pass  # a network with fewer maps, or with others
+    try:
+        with torch.device("meta"):
+            reductions = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f"timm's {name} cannot give its feature maps: {error}") from error
+    if lacking := [stride for stride in strides if stride not in reductions]:
+        raise ValueError(f"{name} has maps at strides {tuple(reductions)}; {lacking} are needed")
+    last = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides)
+    chosen: nn.Module = timm.create_model(name, pretrained=False, features_only=True, out_indices=last)
+    return chosen
+
+
+def _check_maps(name: str, body: nn.Module, strides: tuple[int, ...], channels: tuple[int, ...]) -> None:
+    """Some networks want one input size only, or give maps with the channels last."""
+    was_training = body.training
+    try:
+        with torch.no_grad():
+            maps = body.eval()(_probe(body))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} does not take images of any size: {error}") from error
+    finally:
+        body.train(was_training)
+    expected = [(1, c, PROBE_SIZE // s, PROBE_SIZE // s) for c, s in zip(channels, strides)]
+    if (shapes := [tuple(m.shape) for m in maps]) != expected:
+        raise ValueError(f"{name} gives maps {shapes} of a {PROBE_SIZE} px image; a backbone gives {expected}")
 
 
 def _probe(network: nn.Module) -> Tensor:
-    return torch.zeros((1, 3, 64, 64), device=next(network.parameters()).device)
+    return torch.zeros((1, 3, PROBE_SIZE, PROBE_SIZE), device=next(network.parameters()).device)
 
 
 def _stages(network: nn.Module) -> dict[str, int]:

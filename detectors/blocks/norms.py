@@ -1,4 +1,4 @@
-"""Normalisation as a choice: frozen BatchNorm, GroupNorm, plain BatchNorm.
+"""Normalisation as a choice: frozen BatchNorm, GroupNorm, BatchNorm of each worker or of all together.
 
 A frozen BatchNorm is a constant scale and shift per channel. Behind a convolution it costs nothing when the scale
 is multiplied into the (small) weight on every call instead of into the (large) activations, so that is how it is
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
-Norm = Literal["frozen_bn", "bn", "gn", "none"]
-NORMS: tuple[Norm, ...] = ("frozen_bn", "bn", "gn", "none")
+from detectors.blocks.sync_norm import SyncBatchNorm2d, to_sync
+
+Norm = Literal["frozen_bn", "bn", "gn", "sync_bn", "none"]
+NORMS: tuple[Norm, ...] = ("frozen_bn", "bn", "gn", "sync_bn", "none")
 
 
 class FrozenNormConv2d(nn.Module):
@@ -136,10 +138,12 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
             return GroupNorm(num_groups(channels), channels)
         case "bn":
             return nn.BatchNorm2d(channels)
+        case "sync_bn":
+            return SyncBatchNorm2d(channels)
         case "none":
             return nn.Identity()
         case _:
-            raise ValueError(f"norm {norm!r} is not one a neck or head can have; choose gn, bn or none")
+            raise ValueError(f"norm {norm!r} is not one a neck or head can have; choose gn, bn, sync_bn or none")
 
 
 def replace_norms(network: nn.Module, norm: Norm, probe: Tensor) -> None:
@@ -147,7 +151,7 @@ def replace_norms(network: nn.Module, norm: Norm, probe: Tensor) -> None:
 
     Args:
         network: any network of convolutions and BatchNorms (with or without activations, as timm has them).
-        norm: ``frozen_bn``, ``bn`` (leaves all as it is) or ``gn``.
+        norm: ``frozen_bn``, ``bn`` (leaves all as it is), ``gn`` or ``sync_bn``.
         probe: (1, 3, H, W) input to run once, to see which BatchNorm stands behind which convolution.
     Raises:
         ValueError: an unknown norm.
@@ -158,6 +162,9 @@ def replace_norms(network: nn.Module, norm: Norm, probe: Tensor) -> None:
         case "gn":
             for name, module in _batch_norms(network):
                 network.set_submodule(name, GroupNormAct(module.num_features, _activation(module)))
+        case "sync_bn":
+            for name, module in _batch_norms(network):
+                network.set_submodule(name, to_sync(module))
         case "frozen_bn":
             _wake_sleeping_branches(network)
             pairs = conv_norm_pairs(network, probe)
@@ -170,7 +177,7 @@ def replace_norms(network: nn.Module, norm: Norm, probe: Tensor) -> None:
             for name, module in _batch_norms(network):
                 network.set_submodule(name, _frozen_alone(module))
         case _:
-            raise ValueError(f"backbone norm {norm!r} is unknown; choose frozen_bn, bn or gn")
+            raise ValueError(f"backbone norm {norm!r} is unknown; choose frozen_bn, bn, gn or sync_bn")
 
 
 def conv_norm_pairs(network: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
