@@ -226,5 +226,7 @@ def explain(error: ValidationError) -> str:
             case "missing":
                 parts.append(f"{key} is needed")
             case _:
-                parts.append(f"{key}={problem['input']!r}: {problem['msg']}")
+                # Our own checks speak for themselves; of a whole config the value says nothing, and may hold secrets.
+                told = problem["msg"].removeprefix("Value error, ")
+                parts.append(f"{key}={problem['input']!r}: {told}" if key else told)
     return f"{error.title}: " + "; ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,8 @@ class VersionEntry:
         reference: that names this version for ever.
         label_set, version: the same in parts.
         committed: ISO 8601, UTC.
-        operation: ``ingest``, ``label``, ``remove``, ``roll back``, ``replace labels`` or ``purge``.
+        operation: ``ingest``, ``add labels``, ``label``, ``remove``, ``roll back``, ``replace labels``
+            or ``purge``.
         detail: the kind of source, the model, or the version that was gone back to.
         images, objects: of the whole version.
         newest: whether no later one is there.
@@ -87,7 +89,7 @@ def _entry(uri: str, label_set: str, commit: delta.Commit, newest: int) -> Versi
     )
 
 
-def _what(values: Any) -> tuple[str, str]:
+def _what(values: Mapping[str, Any]) -> tuple[str, str]:
     revision = values.get("revision") or {}
     provenance = values.get("provenance") or {}
     if revision:
@@ -98,10 +100,19 @@ def _what(values: Any) -> tuple[str, str]:
             case "remove":
                 return operation, f"{revision['images']} images"
             case "replace labels":
-                return operation, str(provenance.get("source", ""))
+                return operation, _source(provenance)
             case _:
                 return operation, ""
     if values.get("kind") == "predictions":
         model = provenance.get("model")
         return "label", str(model.get("uri", "")) if isinstance(model, dict) else ""
-    return "ingest", str(provenance.get("source", ""))
+    if "labels_for" in provenance:
+        return "add labels", _source(provenance)
+    return "ingest", _source(provenance)
+
+
+def _source(provenance: Mapping[str, Any]) -> str:
+    """The kind of source; of one that was divided anew the kind of what was divided."""
+    kind = str(provenance.get("source", ""))
+    inner = (provenance.get("options") or {}).get("source") if kind == "resplit" else None
+    return f"{inner['kind']}, split by ratio" if isinstance(inner, Mapping) and "kind" in inner else kind

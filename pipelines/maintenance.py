@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import delta
+from pipelines.label_commits import purged_shards
 from pipelines.lookup import lookup_path
 from pipelines.near_duplicates import hashes_path
 from pipelines.references import EmptyDataset, Reference, parse_reference
@@ -25,6 +26,7 @@ from pipelines.versions import Dataset, list_label_sets, open_dataset
 GRACE_HOURS = 168.0
 _READERS = 8
 _CHUNK = 8 * 2**20
+_MISSING = "the file is missing"
 # Made again when they are asked for: kept for the newest versions only.
 _DERIVED = ("_lookups", "_hashes")
 
@@ -83,7 +85,16 @@ def _verify(datasets: Sequence[Dataset], progress: Callable[[int, int], None] | 
             problems += check.result()
             if progress is not None:
                 progress(done, len(checks))
+    purged = purged_shards(store) if problems else {}
+    problems = [_explained(problem, purged) for problem in problems]
     return sorted(problems, key=lambda problem: (problem.path, problem.what))
+
+
+def _explained(problem: Problem, purged: Mapping[str, str]) -> Problem:
+    """A file that is missing because its images were purged is no damage of the store, but its version has lost it."""
+    if problem.what == _MISSING and problem.path.startswith("images/") and shard_stem(problem.path) in purged:
+        return Problem(path=problem.path, what="images of this file were purged since, which older versions then lack")
+    return problem
 
 
 def _verify_shard(store: Store, path: str) -> list[Problem]:
@@ -96,13 +107,13 @@ def _verify_shard(store: Store, path: str) -> list[Problem]:
     try:
         rows = pq.read_table(pa.BufferReader(store.read_bytes(index))).to_pylist()
     except FileNotFoundError:
-        return [*_missing(store, path), Problem(path=index, what="the file is missing")]
+        return [*_missing(store, path), Problem(path=index, what=_MISSING)]
     except (OSError, ValueError, pa.ArrowException) as error:
         return [*_missing(store, path), Problem(path=index, what=f"the file cannot be read: {error}")]
     try:
         digest, differing = _digest_shard(store, path, rows)
     except FileNotFoundError:
-        return [Problem(path=path, what="the file is missing")]
+        return [Problem(path=path, what=_MISSING)]
     except OSError as error:
         return [Problem(path=path, what=f"the file cannot be read: {error}")]
     except (ValueError, KeyError, TypeError) as error:
@@ -136,7 +147,7 @@ def _digest_shard(store: Store, path: str, rows: Sequence[Mapping[str, Any]]) ->
 
 
 def _missing(store: Store, path: str) -> list[Problem]:
-    return [] if store.exists(path) else [Problem(path=path, what="the file is missing")]
+    return [] if store.exists(path) else [Problem(path=path, what=_MISSING)]
 
 
 def _verify_name(store: Store, path: str, digest: str) -> list[Problem]:
@@ -147,7 +158,7 @@ def _verify_name(store: Store, path: str, digest: str) -> list[Problem]:
             while content := stream.read(_CHUNK):
                 sha256.update(content)
     except FileNotFoundError:
-        return [Problem(path=path, what="the file is missing")]
+        return [Problem(path=path, what=_MISSING)]
     except OSError as error:
         return [Problem(path=path, what=f"the file cannot be read: {error}")]
     if sha256.hexdigest()[:32] == digest:

@@ -107,7 +107,10 @@ def roll_back(reference: str) -> DatasetVersion:
     """
     wanted = parse_reference(reference)
     if wanted.version is None:
-        raise ValueError(f"{reference!r} names no version to go back to; write URI@labels/<set>:<version>")
+        raise ValueError(
+            f"{reference!r} names no version to go back to; write URI@labels/<set>:<version>, as `boxmill versions` "
+            "lists them"
+        )
     open_dataset(wanted)
     store = Store.open(wanted.uri)
     old = delta.open_snapshot(store.sub("labels", wanted.label_set), wanted.version)

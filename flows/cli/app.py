@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import console, demo, export, ingest, look, stages, upkeep, versions
+from flows.cli import anchors, console, demo, export, ingest, look, stages, upkeep, versions
 
 app = typer.Typer(
     name="boxmill",
@@ -30,6 +30,7 @@ app.command("detectors", help=look.DETECTORS_HELP)(look.detectors)
 _LOOKING, _CHANGING, _KEEPING = "Look at a dataset", "Change a dataset", "Keep a dataset"
 app.command("inspect", help=look.INSPECT_HELP, rich_help_panel=_LOOKING)(look.inspect)
 app.command("get", help=look.GET_HELP, rich_help_panel=_LOOKING)(look.get)
+app.command("anchors", help=anchors.HELP, rich_help_panel=_LOOKING)(anchors.anchors)
 app.command("duplicates", help=look.DUPLICATES_HELP, rich_help_panel=_LOOKING)(look.duplicates)
 app.command("versions", help=versions.VERSIONS_HELP, rich_help_panel=_LOOKING)(versions.versions)
 app.command("diff", help=versions.DIFF_HELP, rich_help_panel=_LOOKING)(versions.diff)

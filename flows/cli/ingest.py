@@ -44,6 +44,8 @@ Example: `boxmill ingest from cvat annotations.xml --set images=frames --dataset
 """
 
 _CHECKS, _DUPLICATES, _SPLITS = "Checks", "Duplicates", "Splits"
+# The ledger's reason for what --dedupe drop has left out.
+_DROPPED = "image dropped: same bytes as an earlier image"
 # A source's first option, where that is a place to read from.
 _PLACES = ("uri", "annotations", "root", "boxes")
 
@@ -262,28 +264,35 @@ def _ingest(kind: str, options: dict[str, Any], more: IngestOptions) -> None:
         show_version("Dataset", version)
 
 
-def show_version(title: str, version: dict[str, Any]) -> None:
-    """A version and what its ledger and its search for duplicates have to tell, for people."""
+def show_version(title: str, version: dict[str, Any], *, ledger: bool = True) -> None:
+    """A version, for people.
+
+    Args:
+        title: of the table.
+        version: as ``ingest`` gives it.
+        ledger: tell also what its ledger and its search for duplicates have to tell of what was brought in.
+    """
     splits = {f"images of {name or 'no split'}": count for name, count in sorted(version["splits"].items())}
     counts = {"images": version["num_images"], "objects": version["num_objects"], **splits}
     found = {"found": "it was there already"} if version["found"] else {}
     console.show(title, {"reference": version["reference"], "digest": version["digest"], **counts, **found})
+    if not ledger:
+        return
     reasons = version["ledger"].get("reasons", {})
     for reason, count in reasons.items():
         console.warn(f"{count:,} x {reason}")
-    same = version["duplicates"]
-    if same:
-        console.warn(
-            f"{same['images']:,} images have the same bytes as an earlier one: {same['labels_differ']:,} with other "
-            f"labels, {same['first_unlabelled']:,} of which only the later one is labelled, "
-            f"{same['across_splits']:,} in another split"
-        )
-    alike = version["near_duplicates"]
-    if alike:
-        console.warn(
-            f"{alike['images']:,} images look like an earlier one, {alike['across_splits']:,} in another split"
-        )
     if reasons:
-        console.note(f"boxmill inspect {version['reference']} --ledger lists what the ledger counts")
-    if same or alike:
-        console.note(f"boxmill duplicates {version['reference']}{' --near' if alike else ''} lists duplicates")
+        console.note(f"what and why: boxmill inspect {version['reference']} --ledger")
+    same, alike = version["duplicates"], version["near_duplicates"]
+    left = same.get("images", 0) - reasons.get(_DROPPED, 0)
+    if left > 0:
+        console.warn(
+            f"images with the same bytes as an earlier one: {same['images']:,} ({same['labels_differ']:,} with other "
+            f"labels, {same['first_unlabelled']:,} of which only the later one is labelled, "
+            f"{same['across_splits']:,} in another split)"
+        )
+    if alike:
+        across = alike["across_splits"]
+        console.warn(f"images that look like an earlier one: {alike['images']:,} ({across:,} in another split)")
+    if left > 0 or alike:
+        console.note(f"which: boxmill duplicates {version['reference']}{' --near' if alike else ''}")

@@ -25,7 +25,7 @@ Example: `boxmill duplicates data/cells --near --threshold 6`
 """
 GET_HELP = """Read one image by its id: its facts and objects, and with --out its bytes as they were ingested.
 
-Example: `boxmill get data/cells BloodImage_00007.jpg --out cell.jpg`
+Example: `boxmill get data/cells JPEGImages/BloodImage_00007.jpg --out cell.jpg`
 """
 DETECTORS_HELP = """List the detectors that can be trained.
 

@@ -26,7 +26,7 @@ PURGE_HELP = """Delete images for good: out of all label sets and versions, and 
 
 For when the law asks; `boxmill remove` is the reversible way.
 
-Example: `boxmill purge data/cells BloodImage_00007.jpg --dry-run`
+Example: `boxmill purge data/cells JPEGImages/BloodImage_00007.jpg --dry-run`
 """
 
 
@@ -97,24 +97,24 @@ def purge(
 ) -> None:
     from pipelines.purging import Purged, purge_images
 
-    def show(title: str, done: Purged) -> None:
+    def show(title: str, version: str, done: Purged) -> None:
         if console.mode.json:
             return
         console.show(
             title,
-            {"images": len(done.image_ids), "image files deleted or rewritten": len(done.shards)}
-            | {f"version of {name}": reference for name, reference in done.versions.items()},
+            {"images": len(done.image_ids), "image files to rewrite or delete": len(done.shards)}
+            | {f"{version} {name}": reference for name, reference in done.versions.items()},
         )
         for image_id in done.copies:
             console.warn(f"{image_id} has the same bytes as one of them and is not purged")
 
     ids = images.read()
     done = purge_images(dataset, ids, dry_run=True)
-    show("Would purge", done)
+    show("To purge", "changes", done)
     if not dry_run:
         if not console.agreed(f"Delete {len(done.image_ids):,} images for good, out of every version?", yes):
             raise typer.Exit(console.USAGE)
         done = purge_images(dataset, ids)
-        show("Purged", done)
+        show("Purged", "newest version of", done)
     if console.mode.json:
         console.write_json({"dataset": dataset, **asdict(done)})

@@ -25,7 +25,7 @@ Example: `boxmill rollback data/cells@labels/gt:1`
 """
 REMOVE_HELP = """Make a new version without some images. Their bytes stay for older versions; purge deletes those.
 
-Example: `boxmill remove data/cells BloodImage_00007.jpg --ids-from bad.txt`
+Example: `boxmill remove data/cells JPEGImages/BloodImage_00007.jpg --ids-from bad.txt`
 """
 RELABEL_HELP = """Put other labels on a dataset's images, matched by image id: in place, or as a new label set.
 
@@ -99,7 +99,7 @@ def rollback(
 ) -> None:
     from pipelines.revisions import roll_back
 
-    _tell("Rolled back", asdict(roll_back(dataset)))
+    _tell("Rolled back", asdict(roll_back(dataset)), ledger=False)
 
 
 @spread
@@ -111,7 +111,7 @@ def remove(
 ) -> None:
     from pipelines.revisions import remove_images
 
-    _tell("Removed", asdict(remove_images(dataset, images.read())))
+    _tell("Without the images", asdict(remove_images(dataset, images.read())), ledger=False)
 
 
 @spread
@@ -159,8 +159,8 @@ def relabel(
     _tell("Labels", execute("relabel", config, prefect=where.prefect))
 
 
-def _tell(title: str, version: dict[str, Any]) -> None:
+def _tell(title: str, version: dict[str, Any], *, ledger: bool = True) -> None:
     if console.mode.json:
         console.write_json(version)
     else:
-        show_version(title, version)
+        show_version(title, version, ledger=ledger)
