@@ -44,15 +44,16 @@ def make_number(*, num_classes: int) -> int:
 
 
 def test_all_that_are_listed_can_be_made() -> None:
-    assert list_detectors() == ["retinanet_lite0", "retinanet_r18_fpn", "retinanet_r50_fpn"]
+    assert {"retinanet_lite0", "retinanet_r50_fpn", "ssd300_vgg16", "ssd_grid_resnet34"} <= set(list_detectors())
     for name in list_detectors():
-        assert create(name, num_classes=3, image_size=64).num_classes == 3
+        with torch.device("meta"):
+            assert create(name, num_classes=3).num_classes == 3
 
 
 def test_near_names_are_told() -> None:
     with pytest.raises(UnknownDetector, match=r"'retinanet_r50'; did you mean retinanet_r50_fpn"):
         create("retinanet_r50", num_classes=3)
-    with pytest.raises(UnknownDetector, match="known are retinanet_lite0"):
+    with pytest.raises(UnknownDetector, match="known are .*retinanet_lite0"):
         create("zzz", num_classes=3)
 
 
