@@ -14,6 +14,8 @@ from detectors.keymaps import load_backbone_weights
 from detectors.models.retinanet import RETINANETS, RetinaNet
 from detectors.models.ssd import SSD, SSDS
 from detectors.models.ssd_grid import SSD_GRIDS, SsdGrid
+from detectors.models.yolo_v1 import YOLO_V1S, YoloV1
+from detectors.models.yolo_v3 import YOLO_V3S, YoloV3
 
 
 class UnknownDetector(ValueError):
@@ -43,6 +45,8 @@ CATALOG: dict[str, CatalogEntry] = {
     **_family(RetinaNet, RETINANETS, "boxes"),
     **_family(SSD, SSDS, "boxes"),
     **_family(SsdGrid, SSD_GRIDS, "boxes"),
+    **_family(YoloV1, YOLO_V1S, "boxes"),
+    **_family(YoloV3, YOLO_V3S, "boxes"),
 }
 
 
