@@ -11,6 +11,7 @@ from typing import Any
 
 from detectors.base import Detector, DetectorSpec
 from detectors.keymaps import load_backbone_weights
+from detectors.models.efficientdet import EFFICIENTDETS, EfficientDet
 from detectors.models.retinanet import RETINANETS, RetinaNet
 from detectors.models.ssd import SSD, SSDS
 from detectors.models.ssd_grid import SSD_GRIDS, SsdGrid
@@ -43,6 +44,7 @@ def _family(build: Callable[[int, Any], Detector], variants: Mapping[str, Any], 
 
 CATALOG: dict[str, CatalogEntry] = {
     **_family(RetinaNet, RETINANETS, "boxes"),
+    **_family(EfficientDet, EFFICIENTDETS, "boxes"),
     **_family(SSD, SSDS, "boxes"),
     **_family(SsdGrid, SSD_GRIDS, "boxes"),
     **_family(YoloV1, YOLO_V1S, "boxes"),

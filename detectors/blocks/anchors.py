@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, int]
+AnchorStyle = Literal["paper", "torchvision", "efficientdet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +24,10 @@ class AnchorGrid:
         octaves: sizes within one doubling.
         ratios: height / width.
         offset: of the anchor's centre inside its cell, in strides; 0.5 is the cell's middle.
-        style: ``paper``, or ``torchvision``: sizes cut to integers, corners rounded, strides = image // map.
-    Source: Lin et al. 2017, 1708.02002; torchvision.models.detection.anchor_utils.
+        style: ``paper``, or ``torchvision``: sizes cut to integers, corners rounded, strides = image // map, or
+            ``efficientdet``: a position's anchors by size, then ratio; the sides of a ratio have one decimal (1.4 and
+            0.7 for 2:1), strides = image / map, so that images need not be multiples of the last stride.
+    Source: Lin et al. 2017, 1708.02002; torchvision.models.detection.anchor_utils; google/automl's efficientdet.
     """
 
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
@@ -32,7 +35,7 @@ class AnchorGrid:
     octaves: int = 3
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     offset: float = 0.0
-    style: Literal["paper", "torchvision"] = "paper"
+    style: AnchorStyle = "paper"
 
     @property
     def num_anchors(self) -> int:
@@ -48,7 +51,7 @@ def grid_anchors(grid: AnchorGrid, shapes: tuple[Shape, ...], image_shape: Shape
         shapes: height and width of each level's map.
         image_shape: height and width of the padded images.
     Returns:
-        (N, 4) float32 xyxy, pixels; ordered by level, row, column, ratio, size.
+        (N, 4) float32 xyxy, pixels; ordered by level, row, column, ratio, size (size, ratio: ``efficientdet``).
     Raises:
         ValueError: as many shapes as strides are needed.
     """
@@ -59,9 +62,16 @@ def grid_anchors(grid: AnchorGrid, shapes: tuple[Shape, ...], image_shape: Shape
         levels = []
         for stride, shape in zip(grid.strides, shapes):
             steps = (float(stride), float(stride))
-            if grid.style == "torchvision":
-                steps = (float(image_shape[0] // shape[0]), float(image_shape[1] // shape[1]))
-            levels.append(_level_anchors(_cell_anchors(grid, stride), shape, steps, grid.offset))
+            match grid.style:
+                case "torchvision":
+                    steps = (float(image_shape[0] // shape[0]), float(image_shape[1] // shape[1]))
+                    cell = _cell_anchors(grid, stride)
+                case "efficientdet":
+                    steps = (image_shape[0] / shape[0], image_shape[1] / shape[1])
+                    cell = _efficientdet_cell_anchors(grid, steps)
+                case "paper":
+                    cell = _cell_anchors(grid, stride)
+            levels.append(_level_anchors(cell, shape, steps, grid.offset))
         return torch.cat(levels).to(device)
 
 
@@ -76,6 +86,22 @@ def _cell_anchors(grid: AnchorGrid, stride: int) -> Tensor:
     )
     cell = torch.cat([-half, half], 1)
     return (cell.round() if grid.style == "torchvision" else cell).float()
+
+
+def _efficientdet_cell_anchors(grid: AnchorGrid, steps: tuple[float, float]) -> Tensor:
+    """(A, 4) float32 xyxy around the origin."""
+    half = torch.tensor(
+        [
+            [
+                steps[1] * grid.scale * 2 ** (i / grid.octaves) * round(math.sqrt(1 / ratio), 1) / 2,
+                steps[0] * grid.scale * 2 ** (i / grid.octaves) * round(math.sqrt(ratio), 1) / 2,
+            ]
+            for i in range(grid.octaves)
+            for ratio in grid.ratios
+        ],
+        dtype=torch.float64,
+    )
+    return torch.cat([-half, half], 1).float()
 
 
 def _level_anchors(cell: Tensor, shape: Shape, steps: tuple[float, float], offset: float) -> Tensor:
