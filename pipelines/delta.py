@@ -32,9 +32,15 @@ _FAILURES = 5  # other errors in a row
 
 _FORBIDDEN = ("403 Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 
+_DAMAGE = ("Json error", "found gap", "Parquet", "No protocol", "Invalid table", "UTF-8", "MissingMetadata")
+
 
 class TableNotFound(ValueError):
     """No Delta table there."""
+
+
+class DamagedLog(ValueError):
+    """The table's log cannot be read."""
 
 
 class VersionNotFound(ValueError):
@@ -232,6 +238,12 @@ def _open(table: Store) -> DeltaTable:
         return retrying(lambda: DeltaTable(_uri(table), storage_options=_storage_options(table)))
     except TableNotFoundError:
         raise TableNotFound(f"no table at {redact(table.uri)}") from None
+    except DeltaError as error:
+        # A store that failed for a moment comes the same way and must not be called damage.
+        if not any(sign in str(error) for sign in _DAMAGE):
+            raise
+        first = str(error).splitlines()[0][:160]
+        raise DamagedLog(f"{redact(table.uri)}/_delta_log is damaged ({first}); restore it from a copy") from None
     except OSError as error:
         # delta-rs has no classes for these; its text quotes the server's error code.
         if "NoSuchBucket" in str(error):
@@ -293,14 +305,18 @@ def _version_of(table: Store, transaction_id: str, newest: int) -> int:
 def read_commit(table: Store, version: int) -> Commit | None:
     """One commit; None where it is not ours."""
     # DeltaTable.history() of an old version returns the newest commits under wrong numbers (deltalake 1.6.6).
+    name = f"_delta_log/{version:020d}.json"
     try:
-        lines = table.read_bytes(f"_delta_log/{version:020d}.json").splitlines()
+        lines = table.read_bytes(name).splitlines()
     except FileNotFoundError:
         return None
     for line in lines:
         if b"commitInfo" not in line:
             continue
-        found = json.loads(line).get("commitInfo")
+        try:
+            found = json.loads(line).get("commitInfo")
+        except ValueError as error:
+            raise DamagedLog(f"{redact(table.join(name))} is damaged ({error}); restore it from a copy") from None
         if found and METADATA_KEY in found:
             return Commit(
                 version=version,

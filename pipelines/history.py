@@ -70,7 +70,12 @@ def _versions(store: Store, label_set: str, up_to: int | None) -> list[VersionEn
         raise DatasetNotFound(
             f"{format_reference(store.uri, label_set)} has no version {up_to}; its newest is {newest}"
         )
-    return [_entry(store.uri, label_set, commit, newest) for commit in delta.history(table, up_to)]
+    found = [_entry(store.uri, label_set, commit, newest) for commit in delta.history(table, up_to)]
+    if not found:
+        raise DatasetNotFound(
+            f"{format_reference(store.uri, label_set)} has no commit up to version {newest if up_to is None else up_to}"
+        )
+    return found
 
 
 def _entry(uri: str, label_set: str, commit: delta.Commit, newest: int) -> VersionEntry:

@@ -18,8 +18,8 @@ from pipelines.label_commits import purged_shards
 from pipelines.lookup import lookup_path
 from pipelines.near_duplicates import hashes_path
 from pipelines.references import EmptyDataset, Reference, parse_reference
+from pipelines.shard_paths import index_path, shard_stem
 from pipelines.shard_sink import ShardDigest
-from pipelines.shards import index_path, shard_stem
 from pipelines.storage import Store, redact
 from pipelines.versions import Dataset, list_label_sets, open_dataset
 
@@ -57,19 +57,31 @@ def verify(reference: str, *, progress: Callable[[int, int], None] | None = None
     Returns:
         One problem a missing, cut or changed file, images named; sorted, empty where all is well.
     """
-    return _verify([open_dataset(reference)], progress)
+    wanted = parse_reference(reference)
+    try:
+        return _verify([open_dataset(wanted)], progress)
+    except delta.DamagedLog as error:
+        return [_damaged_log(wanted.label_set, error)]
 
 
 def verify_newest(uri: str, *, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
     """As ``verify``, of the newest version of every label set; files that several of them name are read once."""
     dataset_uri = parse_reference(uri).uri
-    datasets = []
+    datasets, problems = [], []
     for label_set in list_label_sets(dataset_uri):
         try:
             datasets.append(open_dataset(Reference(uri=dataset_uri, label_set=label_set)))
         except EmptyDataset:  # all its images were purged
             continue
-    return _verify(datasets or [open_dataset(dataset_uri)], progress)
+        except delta.DamagedLog as error:
+            problems.append(_damaged_log(label_set, error))
+    if not datasets and not problems:
+        datasets.append(open_dataset(dataset_uri))
+    return problems + (_verify(datasets, progress) if datasets else [])
+
+
+def _damaged_log(label_set: str, error: delta.DamagedLog) -> Problem:
+    return Problem(path=f"labels/{label_set}/_delta_log", what=str(error))
 
 
 def _verify(datasets: Sequence[Dataset], progress: Callable[[int, int], None] | None) -> list[Problem]:

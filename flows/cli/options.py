@@ -145,7 +145,10 @@ class ImageIds:
         elif self.ids_from is not None:
             from pipelines.storage import read_uri
 
-            ids += read_uri(self.ids_from).decode().splitlines()
+            try:
+                ids += read_uri(self.ids_from).decode().splitlines()
+            except UnicodeDecodeError:
+                raise ValueError(f"{self.ids_from} is no text file of ids in UTF-8") from None
         ids = [image_id for image_id in ids if image_id]
         if not ids:
             raise ValueError("no image is named: give ids, or --ids-from FILE")

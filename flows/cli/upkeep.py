@@ -52,7 +52,7 @@ def verify(
         console.write_json({"dataset": dataset, "sound": not problems, "problems": found})
     elif problems:
         rows = [[problem.path, problem.what] for problem in problems]
-        console.show_limited(f"{len(problems):,} problems in {dataset}", ["file", "problem"], rows, limit, texts=2)
+        console.show_limited(f"Problems in {dataset}: {len(problems):,}", ["file", "problem"], rows, limit, texts=2)
     else:
         console.show("Verified", {"dataset": dataset, "problems": 0})
     if problems:
