@@ -28,7 +28,8 @@ from pipelines.references import (
     format_reference,
 )
 from pipelines.schema import IMAGES, LABELS, SCHEMA_VERSION
-from pipelines.shards import ShardFile, ShardRef, image_path, read_label_columns, shard_stem
+from pipelines.shard_paths import image_path, shard_stem
+from pipelines.shards import ShardFile, ShardRef, read_label_columns
 from pipelines.storage import Store, absolute, redact
 
 Kind = Literal["truth", "predictions"]

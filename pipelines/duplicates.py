@@ -16,16 +16,8 @@ from pipelines.label_commits import rewrite_label_file
 from pipelines.ledger import Ledger, LedgerEntry, Subject
 from pipelines.records import Annotations
 from pipelines.schema import annotations_to_arrow
-from pipelines.shards import (
-    ShardFile,
-    ShardRef,
-    image_path,
-    index_path,
-    read_label_columns,
-    read_label_file,
-    read_labels,
-    shard_stem,
-)
+from pipelines.shard_paths import image_path, index_path, shard_stem
+from pipelines.shards import ShardFile, ShardRef, read_label_columns, read_label_file, read_labels
 from pipelines.storage import Store
 from pipelines.versions import Dataset, DatasetNotFound, EmptyDataset, Reference, open_dataset
 

@@ -21,7 +21,8 @@ from pipelines.commits import DatasetVersion, describe_version, version_digest
 from pipelines.lineage import PURGE
 from pipelines.records import LabelMap
 from pipelines.references import EmptyDataset, Reference
-from pipelines.shards import image_path, index_path, read_label_file, shard_stem
+from pipelines.shard_paths import image_path, index_path, shard_stem
+from pipelines.shards import read_label_file
 from pipelines.storage import Store, redact
 
 

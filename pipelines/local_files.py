@@ -1,13 +1,17 @@
-"""Listing a local folder: what fsspec's ``find`` gives, at a fifth of its CPU."""
+"""Local files without fsspec, where its calls cost more than the system's."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
 def find_local(fs: Any, root: str) -> dict[str, dict[str, Any]]:
     """Every file below ``root`` with its size and modification time; folders that cannot be read are left out.
+
+    What fsspec's ``find`` gives, at a fifth of its CPU.
 
     Args:
         fs: fsspec's local file system, asked for whatever is no plain file: links, sockets, a root that is a file.
@@ -31,3 +35,28 @@ def find_local(fs: Any, root: str) -> dict[str, dict[str, Any]]:
             if folder == root:
                 return dict(fs.find(root, detail=True))
     return found
+
+
+def read_local_ranges(path: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+    """Byte ranges of a file, each in memory of its own; one that lies behind the end is shorter than asked."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return [_pread(handle, length, offset) for offset, length in zip(offsets, lengths, strict=True)]
+    finally:
+        os.close(handle)
+
+
+def _pread(handle: int, length: int, offset: int) -> bytes:
+    """One call of the system gives at most 2 GiB, and may give less than was asked."""
+    content = os.pread(handle, length, offset)
+    while len(content) < length and (more := os.pread(handle, length - len(content), offset + len(content))):
+        content += more
+    return content
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

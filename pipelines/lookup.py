@@ -22,15 +22,8 @@ from numpy.typing import NDArray
 
 from pipelines.records import ImageRecord
 from pipelines.schema import IMAGES, labels_from_arrow
-from pipelines.shards import (
-    ShardRef,
-    index_path,
-    join_records,
-    read_image_columns,
-    read_label_columns,
-    read_label_file,
-    shard_stem,
-)
+from pipelines.shard_paths import index_path, shard_stem
+from pipelines.shards import ShardRef, join_records, read_image_columns, read_label_columns, read_label_file
 from pipelines.storage import Store
 
 _READERS = 16
@@ -152,10 +145,7 @@ def read_record(ref: ShardRef, row: int, image: bytes) -> ImageRecord:
     rows = labels_from_arrow(labels.filter(pc.field("row") == row))
     columns = _small_columns(ref.uri, ref.image_path)
     table = columns.slice(row, 1)
-    struct_ = pa.StructArray.from_arrays(
-        [pa.array([image], pa.binary()), table["image_id"].combine_chunks()], fields=list(IMAGES.field("image").type)
-    )
-    (record,) = join_records(table.append_column("image", struct_), [0], rows)
+    (record,) = join_records(table, [0], rows, [image])
     return record
 
 

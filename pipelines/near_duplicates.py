@@ -22,7 +22,8 @@ from PIL import Image
 
 from pipelines.byte_ranges import read_stored_images
 from pipelines.checks import FORMATS
-from pipelines.shards import ShardRef, read_image_columns, read_label_columns, shard_stem
+from pipelines.shard_paths import shard_stem
+from pipelines.shards import ShardRef, read_image_columns, read_label_columns
 from pipelines.storage import Store
 from pipelines.versions import Dataset, open_dataset
 

@@ -20,8 +20,9 @@ from pipelines.near_duplicates import hashes_path
 from pipelines.records import ImageRecord
 from pipelines.references import format_reference, parse_reference
 from pipelines.schema import SCHEMA_VERSION, LabelRow
+from pipelines.shard_paths import image_path, index_path, shard_stem
 from pipelines.shard_writing import write_image_shard
-from pipelines.shards import ShardFile, ShardRef, image_path, index_path, join_records, shard_stem, verify_image
+from pipelines.shards import ShardFile, ShardRef, join_records, verify_image
 from pipelines.storage import Store, redact
 from pipelines.versions import list_label_sets, open_dataset
 
@@ -159,7 +160,8 @@ def _records(store: Store, stem: str, table: pa.Table, gone: frozenset[str]) -> 
         if image_id not in gone
     ]
     ref = ShardRef(uri=store.uri, label_set="", image_path=image_path(stem), label_path="", rows=len(rows))
-    for record in join_records(table, [row.row for row in rows], rows):
+    images = table.column("image").combine_chunks().field("bytes")
+    for record in join_records(table, [row.row for row in rows], rows, [images[row.row].as_py() for row in rows]):
         verify_image(record.image, record.sha256, record.image_id, ref)
         yield record
 

@@ -24,8 +24,9 @@ from pipelines.lineage import REPLACE
 from pipelines.records import Annotations, LabelMap
 from pipelines.references import CategoryMismatch, EmptyDataset, check_label_set_name, parse_reference
 from pipelines.schema import LabelRow
+from pipelines.shard_paths import image_path, shard_stem
 from pipelines.shard_writing import write_label_shard
-from pipelines.shards import ShardFile, ShardRef, image_path, read_labels, shard_stem
+from pipelines.shards import ShardFile, ShardRef, read_labels
 from pipelines.sources import Described, Source, SourceItem
 from pipelines.sources.coco_labels import NOT_THERE, CocoLabels
 from pipelines.storage import Store, redact

@@ -28,7 +28,8 @@ from pipelines.label_commits import (
 )
 from pipelines.lineage import ROLL_BACK
 from pipelines.references import Reference, check_schema, parse_reference
-from pipelines.shards import index_path, read_label_file, shard_stem
+from pipelines.shard_paths import index_path, shard_stem
+from pipelines.shards import read_label_file
 from pipelines.storage import Store, redact
 from pipelines.versions import Dataset, open_dataset
 

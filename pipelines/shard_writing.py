@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from pipelines.records import ImageRecord
 from pipelines.schema import IMAGES, STORED_FRAME, LabelRow, images_to_arrow, labels_to_arrow
+from pipelines.shard_paths import image_path, index_path, shard_stem
 from pipelines.shard_sink import ShardSink
-from pipelines.shards import ShardFile, image_path, index_path, shard_stem
+from pipelines.shards import ShardFile
 from pipelines.storage import Store
 
 MAX_SHARD_IMAGES = 1024

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.byte_ranges import read_stored_images
 from pipelines.records import ImageRecord
 from pipelines.schema import (
     IMAGES,
@@ -22,6 +23,7 @@ from pipelines.schema import (
     labels_from_arrow,
     load_json,
 )
+from pipelines.shard_paths import index_path, shard_stem
 from pipelines.storage import Store, redact
 
 
@@ -90,18 +92,7 @@ class RowGroupRef:
     splits: Mapping[str, int]
 
 
-def shard_stem(path: str) -> str:
-    """``part-<hash>`` of an image file, a label file or an index file."""
-    return path.rsplit("/", 1)[-1].split(".", 1)[0]
-
-
-def image_path(stem: str) -> str:
-    return f"images/{stem}.parquet"
-
-
-def index_path(stem: str) -> str:
-    # Delta's vacuum leaves folders that begin with an underscore alone.
-    return f"images/_index/{stem}.parquet"
+_FACTS = [f.name for f in IMAGES if f.name != "image"]
 
 
 # Reading. Files are named by content, so what was read of one stays true: caches never go stale.
@@ -164,12 +155,18 @@ def read_row_group(
         labels = labels.filter(pc.field("split").isin(list(splits)))
     if labels.num_rows == 0:
         return []
+    rows = labels_from_arrow(labels)
+    store = Store.open(ref.shard.uri)
+    # Their bytes by the byte index: through the Parquet reader each is copied three times, into new memory.
+    stored = read_stored_images(store, ref.shard.image_path, [row.row for row in rows])
+    for row, image in zip(rows, stored, strict=True):
+        if image.error is not None:
+            raise CorruptShard(f"{image.error} (image {row.image_id!r})")
     footer = _footer(ref.shard.uri, ref.shard.image_path)
     first = sum(footer.row_group(i).num_rows for i in range(ref.row_group))
-    with Store.open(ref.shard.uri).open_arrow(ref.shard.image_path) as stream:
-        images = pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read_row_group(ref.row_group)
-        rows = labels_from_arrow(labels)
-        records = join_records(images, [row.row - first for row in rows], rows)
+    with store.open_arrow(ref.shard.image_path) as stream:
+        images = pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read_row_group(ref.row_group, columns=_FACTS)
+    records = join_records(images, [row.row - first for row in rows], rows, [s.image for s in stored])
     if verify:
         for record in records:
             verify_image(record.image, record.sha256, record.image_id, ref.shard)
@@ -221,20 +218,24 @@ def verify_image(image: bytes, sha256: str, image_id: str, ref: ShardRef) -> Non
         )
 
 
-def join_records(images: pa.Table, places: Sequence[int], rows: Sequence[LabelRow]) -> list[ImageRecord]:
-    """Rows of an images table, by their places in it, with their labels."""
-    columns = {f.name: images.column(f.name) for f in IMAGES}
-    plain = {name: column.to_pylist() for name, column in columns.items() if name != "image"}
-    contents = columns["image"].combine_chunks()
-    contents = contents.chunk(0) if isinstance(contents, pa.ChunkedArray) else contents
-    image_bytes = contents.field("bytes")
+def join_records(
+    images: pa.Table, places: Sequence[int], rows: Sequence[LabelRow], contents: Sequence[bytes]
+) -> list[ImageRecord]:
+    """Rows of an images table, by their places in it, with their labels and bytes.
+
+    Args:
+        images: the columns of ``IMAGES``; that of the bytes is not looked at.
+        places: in the table, one a row.
+        rows: labels.
+        contents: encoded images, one a row.
+    """
+    plain = {name: images.column(name).to_pylist() for name in _FACTS}
     records = []
-    for place, row in zip(places, rows, strict=True):
+    for place, row, image in zip(places, rows, contents, strict=True):
         values = {name: column[place] for name, column in plain.items()}
         assert values["image_id"] == row.image_id, "labels and images of a shard disagree"
         values["extra"] = load_json(values["extra"])
         for name in ("license", "url", "group_id"):
             values[name] = values[name] or ""
-        record = ImageRecord(image=image_bytes[place].as_py(), annotations=row.annotations, split=row.split, **values)
-        records.append(record)
+        records.append(ImageRecord(image=image, annotations=row.annotations, split=row.split, **values))
     return records

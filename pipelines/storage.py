@@ -9,7 +9,7 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol
 import fsspec
 import pyarrow as pa
 
-from pipelines.local_files import find_local
+from pipelines.local_files import find_local, read_local_ranges, sync_folder
 from pipelines.retries import is_refused, retrying, wait_a_little
 
 _CREATE_ATTEMPTS = 8
@@ -129,15 +129,34 @@ class Store:
         Raises:
             ValueError: the file is shorter.
         """
+        if self.is_local:
+            return self.read_ranges(path, [offset], [length])[0]
         full = self._full(path)
         content = bytes(
             retrying(lambda: self.fs.cat_file(full, start=offset, end=offset + length), redact(self.join(path)))
         )
         if len(content) != length:
-            raise ValueError(
-                f"{self.join(path)} ends before byte {offset + length}; it was cut or is not the file that was indexed"
-            )
+            raise self._too_short(path, offset + length)
         return content
+
+    def read_ranges(self, path: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+        """Several ranges of a local file, each read into memory of its own.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is shorter.
+        """
+        assert self.is_local, "a store is asked for neighbouring ranges at once"
+
+        found = retrying(partial(read_local_ranges, self._full(path), offsets, lengths))
+        for content, offset, length in zip(found, offsets, lengths, strict=True):
+            if len(content) != length:
+                raise self._too_short(path, offset + length)
+        return found
+
+    def _too_short(self, path: str, end: int) -> ValueError:
+        where = redact(self.join(path))
+        return ValueError(f"{where} ends before byte {end}; it was cut or is not the file that was indexed")
 
     def open_arrow(self, path: str) -> pa.NativeFile:
         """Random access for pyarrow; memory-mapped on a local disk."""
@@ -155,7 +174,7 @@ class Store:
         if self.is_local:
             temporary = self._write_temporary(path, content)
             temporary.replace(self._full(path))
-            _sync_folder(Path(self._full(path)).parent)
+            sync_folder(Path(self._full(path)).parent)
         else:
             retrying(lambda: self.fs.pipe_file(self._full(path), bytes(content)), redact(self.join(path)))
 
@@ -277,7 +296,7 @@ class Store:
             return False
         finally:
             temporary.unlink()
-        _sync_folder(temporary.parent)
+        sync_folder(temporary.parent)
         return True
 
 
@@ -303,7 +322,7 @@ class _LocalNewFile:
         os.fsync(self._stream.fileno())
         target = Path(self._store._full(path))
         self._temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 class _RemoteNewFile:
@@ -368,11 +387,3 @@ def _etag(entry: dict[str, Any]) -> str:
         return str(tag).strip('"')
     modified = entry.get("mtime") or entry.get("LastModified") or entry.get("created") or ""
     return str(modified)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

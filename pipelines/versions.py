@@ -32,15 +32,14 @@ from pipelines.references import (
     format_reference,
     parse_reference,
 )
+from pipelines.shard_paths import image_path, shard_stem
 from pipelines.shards import (
     RowGroupRef,
     ShardRef,
-    image_path,
     read_label_columns,
     read_labels,
     read_shard,
     shard_row_groups,
-    shard_stem,
     verify_image,
 )
 from pipelines.storage import Store, redact

@@ -12,8 +12,8 @@ from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.predictions import PredictionSet, commit_predictions, open_predictions, write_predictions
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.schema import LabelRow
+from pipelines.shard_paths import shard_stem
 from pipelines.shard_writing import label_rows, write_image_shard, write_label_shard
-from pipelines.shards import shard_stem
 from pipelines.sources.synthetic import SyntheticSource
 from pipelines.storage import Store
 from pipelines.versions import Dataset, open_dataset

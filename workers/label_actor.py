@@ -27,7 +27,7 @@ from pipelines.predictions import STATUS_FAILED, STATUS_OK, ArchivePlace, write_
 from pipelines.quarantine import QuarantineRow, write_quarantine
 from pipelines.records import Annotations, LabelMap
 from pipelines.schema import STORED_FRAME, LabelRow
-from pipelines.shards import shard_stem
+from pipelines.shard_paths import shard_stem
 from pipelines.sources.archive import member_uri
 from pipelines.storage import Store, redact
 from workers.batches import to_annotations

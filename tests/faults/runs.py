@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.commits import DatasetVersion
-from pipelines.shards import index_path, shard_stem
+from pipelines.shard_paths import index_path, shard_stem
 from pipelines.sources import open_source
 from pipelines.storage import Store
 from pipelines.versions import open_dataset

@@ -21,8 +21,8 @@ from pipelines.predictions import (
 from pipelines.records import Annotations, Rle
 from pipelines.references import DatasetNotFound
 from pipelines.schema import LabelRow
+from pipelines.shard_paths import shard_stem
 from pipelines.shard_writing import label_rows, write_image_shard, write_label_shard
-from pipelines.shards import shard_stem
 from pipelines.sources.synthetic import SyntheticSource
 from pipelines.storage import Store
 
