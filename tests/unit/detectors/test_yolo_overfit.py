@@ -14,8 +14,8 @@ from tests.unit.detectors.test_overfit import SIZE, scene
 
 V1 = {"backbone": "resnet18", "norm": "gn", "grid": 4, "head_stride": 1, "head_channels": 64}
 CASES = [
-    pytest.param("yolo_v3_tiny", {"norm": "gn"}, 60, id="v3"),
-    pytest.param("yolo_v1_resnet34", V1, 60, id="v1"),
+    pytest.param("yolo_v3_tiny", {"norm": "gn"}, 45, id="v3"),
+    pytest.param("yolo_v1_resnet34", V1, 45, id="v1"),
     pytest.param("yolo_v3_darknet53", {"norm": "gn"}, 80, id="v3-darknet53", marks=pytest.mark.slow),
     pytest.param(
         "yolo_v1_resnet34",
