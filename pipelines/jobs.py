@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.shards import ShardFile
@@ -114,7 +115,7 @@ class Job:
         The plan is a function of its id, so writing it twice changes nothing.
 
         Args:
-            tasks: one table a task, none of them empty; consumed once.
+            tasks: one table a task; consumed once.
             schema: of the tables.
             metadata: see ``Plan``; evaluated after the last task, so its values may be filled while tasks are drawn.
         """
@@ -177,6 +178,32 @@ class Job:
             while window := list(islice(tasks, _READERS)):
                 yield from pool.map(self.receipt, window)
 
+    def forget(self, image_ids: Collection[str]) -> None:
+        """Take some images' rows and ledger entries out of a finished plan; counts stay. Nobody needs the rows then.
+
+        An unfinished plan stays as it is: it would bring the images again in any case.
+        """
+        if not self.has_plan() or self.missing():
+            return
+        self._forget_rows(image_ids)
+        for task_id in self.done():
+            path = _receipt_path(task_id)
+            receipt = json.loads(self.store.read_bytes(path))
+            if _forget_entries(receipt["ledger"], image_ids):
+                self.store.write_bytes(path, json.dumps(receipt, ensure_ascii=False).encode())
+
+    def _forget_rows(self, image_ids: Collection[str]) -> None:
+        plan = self.plan()
+        metadata = dict(plan.metadata)
+        told = _forget_entries(metadata.get("ledger", {}), image_ids)
+        if not told and set(image_ids).isdisjoint(self.read_column("image_id")):
+            return
+        gone = pa.array(list(image_ids), pa.string())
+        # A task without rows keeps its row group: their number is the number of tasks.
+        tasks = (self.read_task(i) for i in range(plan.num_tasks))
+        kept = (task.filter(pc.invert(pc.is_in(task["image_id"], value_set=gone))) for task in tasks)
+        Job(self.dataset_uri, self.plan_id).save_plan(kept, self._footer.schema.to_arrow_schema(), metadata)
+
     def done(self) -> list[int]:
         """Numbers of the tasks that have a receipt, ascending."""
         names = (name for name in self.store.children("done") if name.endswith(".json"))
@@ -186,6 +213,16 @@ class Job:
         """Numbers of the tasks without a receipt, ascending."""
         total = self.plan().num_tasks if num_tasks is None else num_tasks
         return sorted(set(range(total)) - set(self.done()))
+
+
+def _forget_entries(ledger: dict[str, Any], image_ids: Collection[str]) -> bool:
+    """Take the entries of some images out of a ledger's JSON; whether there were any."""
+    entries = ledger.get("entries", [])
+    kept = [entry for entry in entries if entry["image_id"] not in image_ids]
+    if len(kept) == len(entries):
+        return False
+    ledger["entries"] = kept
+    return True
 
 
 def files_of(receipts: Sequence[Receipt], folder: str) -> list[ShardFile]:

@@ -7,7 +7,7 @@ commit in ``commit.json``. Each of these lists at most ``MAX_LISTED`` entries (a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,18 @@ def read_ledger(reference: str) -> LedgerListing:
 def write_commit_ledger(job: Job, ledger: Ledger) -> None:
     """Keep what was decided when a plan was committed."""
     job.store.write_bytes(_COMMIT, json.dumps(ledger.to_json(), ensure_ascii=False).encode())
+
+
+def forget_decided(job: Job, image_ids: Collection[str]) -> None:
+    """Take the entries of some images out of what was decided when a plan was committed."""
+    try:
+        ledger = Ledger.from_json(json.loads(job.store.read_bytes(_COMMIT)))
+    except FileNotFoundError:
+        return
+    kept = [entry for entry in ledger.entries if entry.image_id not in image_ids]
+    if len(kept) < len(ledger.entries):
+        ledger.entries = kept
+        write_commit_ledger(job, ledger)
 
 
 def _ledgers(job: Job) -> Iterator[Ledger]:

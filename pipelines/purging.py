@@ -14,9 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import delta
+from pipelines.jobs import Job
 from pipelines.label_commits import purged_shards, settle
+from pipelines.ledger_listing import forget_decided
 from pipelines.lineage import PURGE
 from pipelines.near_duplicates import hashes_path
+from pipelines.quarantine import forget_quarantined
 from pipelines.records import ImageRecord
 from pipelines.references import format_reference, parse_reference
 from pipelines.schema import SCHEMA_VERSION, LabelRow
@@ -64,6 +67,9 @@ class _Held:
 def purge_images(uri: str, image_ids: Collection[str], *, dry_run: bool = False) -> Purged:
     """Take images out of all label sets and their bytes out of the store, at once and for good.
 
+    Finished plans in ``_jobs``, ledger entries and the quarantine forget them too; counts stay. Label files of older
+    versions keep their rows.
+
     Safe beside ingests, other purges and other changes; after a crash call it again, and it is finished. Files that
     no version names (of killed workers) are not looked at: vacuum takes them after its grace period.
 
@@ -84,6 +90,8 @@ def purge_images(uri: str, image_ids: Collection[str], *, dry_run: bool = False)
     versions, shards = _finish(store)
     for _ in range(_ATTEMPTS):
         held = _find(store, ids)
+        # First of all: as long as the images are there, a purge that was killed can be called again.
+        _forget(store, ids)
         rewritten = {stem: _rewrite(store, stem, gone) for stem, gone in held.stems.items()}
         try:
             _commit(store, rewritten)
@@ -91,10 +99,20 @@ def purge_images(uri: str, image_ids: Collection[str], *, dry_run: bool = False)
             _clean_up(store, rewritten)
             continue
         more, deleted = _finish(store)
+        _forget(store, ids)  # again: another purge may have put back what it had read before
         return Purged(
             image_ids=tuple(sorted(ids)), copies=held.copies, shards=shards + deleted, versions=versions | more
         )
     raise ValueError(f"{redact(store.uri)}: its shards are purged by others all the time; try again later")
+
+
+def _forget(store: Store, ids: frozenset[str]) -> None:
+    """What plans, ledgers and the quarantine say of images, annotations included."""
+    for plan_id in store.children("_jobs"):
+        job = Job(store.uri, plan_id)
+        job.forget(ids)
+        forget_decided(job, ids)
+    forget_quarantined(store.uri, ids)
 
 
 def _would_purge(store: Store, ids: frozenset[str]) -> Purged:

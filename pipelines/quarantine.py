@@ -7,11 +7,12 @@ tasks. Ingestion and labelling write the same rows. A repeated task replaces its
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.storage import Store
@@ -58,10 +59,8 @@ class QuarantineRow:
 def write_quarantine(store: Store, plan_id: str, name: str, rows: Sequence[QuarantineRow]) -> str:
     """Write the bad inputs of one task to ``_quarantine/<plan_id>/<name>.parquet``; returns the path."""
     table = pa.Table.from_pylist([{f: getattr(r, f) for f in QUARANTINE.names} for r in rows], schema=QUARANTINE)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
     path = f"_quarantine/{plan_id}/{name}.parquet"
-    store.write_bytes(path, sink.getvalue())
+    store.write_bytes(path, _to_parquet(table))
     return path
 
 
@@ -80,6 +79,25 @@ def read_quarantine(uri: str, plan_id: str | None = None) -> list[QuarantineRow]
         if file.path.endswith(".parquet")
         for row in pq.read_table(pa.BufferReader(store.read_bytes(file.path))).to_pylist()
     ]
+
+
+def forget_quarantined(uri: str, image_ids: Collection[str]) -> None:
+    """Take the rows of some images out of all plans' quarantine."""
+    store = Store.open(uri)
+    gone = pa.array(list(image_ids), pa.string())
+    for file in store.list_files("_quarantine"):
+        if not file.path.endswith(".parquet"):
+            continue
+        table = pq.read_table(pa.BufferReader(store.read_bytes(file.path)))
+        kept = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=gone)))
+        if kept.num_rows < table.num_rows:
+            store.write_bytes(file.path, _to_parquet(kept))
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
 
 
 def _row(values: dict[str, str | None]) -> QuarantineRow:
