@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detectors.base import Detector
+from detectors.blocks.backbones import in_names_of
 from detectors.blocks.norms import FrozenNormConv2d
 
 State = Mapping[str, Tensor]
@@ -89,7 +90,7 @@ def load_backbone_weights(detector: Detector, path: Path) -> LoadReport:
     state = read_weights(path)
     key_map = _backbone_key_map(state)
     try:
-        loaded, untouched, left_out = load_named(body, key_map(state, name), name)
+        loaded, untouched, left_out = load_named(body, in_names_of(body, key_map(state, name)), name)
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{path} does not hold the weights of {name}: {error}") from None
     with path.open("rb") as file:
@@ -135,13 +136,15 @@ def torchvision_to_timm(state: State, name: str) -> dict[str, Tensor]:
 def torchvision_retinanet(
     state: State, *, num_anchors: int, keep_classes: Sequence[int] | None = None
 ) -> dict[str, Tensor]:
-    """torchvision's ``retinanet_resnet50_fpn`` (v1) to ours.
+    """torchvision's ``retinanet_resnet50_fpn`` to ours, and its ``_v2`` to ours with ``head_norm`` gn.
 
     Args:
         state: its state dict; the released COCO weights have 91 classes, of which 0 and ten more are unused.
         num_anchors: a position.
         keep_classes: their classes that become our labels 0, 1, ...; None keeps all, the unused ones too.
     """
+    # A layer of a subnet is a convolution and a ReLU, with a norm between them in v2.
+    parts = 3 if "head.classification_head.conv.0.1.weight" in state else 2
     named: dict[str, Tensor] = {}
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
@@ -150,13 +153,12 @@ def torchvision_retinanet(
             classes = value.shape[0] // num_anchors
             by_class = value.reshape(num_anchors, classes, *value.shape[1:])
             value = by_class[:, list(keep_classes)].flatten(0, 1)
-        named[_torchvision_retinanet_key(key)] = value
+        named[_torchvision_retinanet_key(key, parts)] = value
     return named
 
 
-def _torchvision_retinanet_key(key: str) -> str:
-    parts = key.split(".")
-    match parts:
+def _torchvision_retinanet_key(key: str, parts: int) -> str:
+    match key.split("."):
         case ["backbone", "body", *_]:
             return key
         case ["backbone", "fpn", "extra_blocks", level, leaf]:
@@ -167,7 +169,7 @@ def _torchvision_retinanet_key(key: str) -> str:
         case ["head", "classification_head" | "regression_head" as subnet, "conv", number, *rest]:
             ours = "class_subnet" if subnet == "classification_head" else "box_subnet"
             # Released files number convolutions and ReLUs through (0, 2, 4, 6), newer ones name pairs (i.0).
-            place = int(number) if len(rest) == 1 else 2 * int(number)
+            place = int(number) if len(rest) == 1 else parts * int(number) + int(rest[0])
             return f"head.{ours}.{place}.{rest[-1]}"
         case ["head", _, "cls_logits" | "bbox_reg" as last, leaf]:
             return f"head.{'class_logits' if last == 'cls_logits' else 'box_deltas'}.{leaf}"
@@ -207,17 +209,18 @@ def load_named(
 
 
 def fold_norms(
-    network: nn.Module, state: State, *, norm_eps: float | None = None
+    network: nn.Module, state: State, *, norm_eps: float | None = None, partial: bool = False
 ) -> tuple[dict[str, Tensor], set[str]]:
     """A state with its BatchNorms in the form in which a network keeps them.
 
     Args:
         network, state, norm_eps: as of ``load_named``.
+        partial: a BatchNorm may be missing altogether.
     Returns:
         The state, with scale and shift where the network keeps a BatchNorm folded and with variances that make up
         for another eps where it keeps one whole; and which tensors went into scales and shifts.
     Raises:
-        WeightsMismatch: a BatchNorm's tensors are only partly there.
+        WeightsMismatch: a BatchNorm's tensors are not all there.
     """
     folded = dict(state)
     used: set[str] = set()
@@ -228,6 +231,8 @@ def fold_norms(
             norm = path.removesuffix(module.conv_name) + module.norm_name
             names = [f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
             if lacking := [n for n in names if n not in state]:
+                if partial and lacking == names:
+                    continue
                 raise WeightsMismatch(f"{lacking[0]} is missing")
             weight, bias, mean, variance = (state[n].double() for n in names)
             scale = weight * torch.rsqrt(variance + (module.eps if norm_eps is None else norm_eps))

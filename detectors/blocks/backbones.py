@@ -7,6 +7,7 @@ network that yields maps at the strides asked for does as well.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -124,6 +125,20 @@ def _check_maps(name: str, body: nn.Module, strides: tuple[int, ...], channels: 
     expected = [(1, c, PROBE_SIZE // s, PROBE_SIZE // s) for c, s in zip(channels, strides)]
     if (shapes := [tuple(m.shape) for m in maps]) != expected:
         raise ValueError(f"{name} gives maps {shapes} of a {PROBE_SIZE} px image; a backbone gives {expected}")
+
+
+def in_names_of(body: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A whole network's tensors in the names of its ``features_only`` form.
+
+    timm lifts the members of a network's sequences out of them: VGG's ``features.0`` is ``features_0`` there.
+    """
+    children = dict(body.named_children())
+    named = {}
+    for key, value in state.items():
+        first, *rest = key.split(".")
+        lifted = "_".join([first, *rest[:1]])
+        named[".".join([lifted, *rest[1:]]) if first not in children and lifted in children else key] = value
+    return named
 
 
 def _probe(network: nn.Module) -> Tensor:

@@ -32,8 +32,9 @@ class RetinaNetOptions:
         backbone: a timm ``features_only`` network.
         mean, std: of its preprocessing, 0..255.
         image_size: longer side, pixels.
-        norm: of the backbone: frozen_bn, bn or gn.
-        head_norm: of pyramid and subnets: none, gn or bn.
+        norm: of the backbone: frozen_bn, bn, gn or sync_bn (over the batches of all workers).
+        head_norm: of the subnets: none, gn, bn or sync_bn.
+        neck_norm: of the pyramid: the same choice, or ``as_head``.
         frozen_stages: first stages of the backbone that never change, 0 to 5.
         fpn_channels, head_channels, head_depth, head_separable: the pyramid's width, the subnets' width, depth and
             whether their convolutions are depthwise separable.
@@ -56,6 +57,7 @@ class RetinaNetOptions:
     image_size: int = 640
     norm: Norm = "frozen_bn"
     head_norm: Norm = "none"
+    neck_norm: Literal["as_head", "none", "gn", "bn", "sync_bn"] = "as_head"
     frozen_stages: int = 0
     fpn_channels: int = 256
     head_channels: int = 256
@@ -96,6 +98,9 @@ class RetinaNetOptions:
             ("anchor_style", ("paper", "torchvision")),
             ("normalize_by", ("image", "batch")),
             ("box_loss", BOX_LOSSES),
+            ("norm", ("frozen_bn", "gn", "bn", "sync_bn")),
+            ("head_norm", ("none", "gn", "bn", "sync_bn")),
+            ("neck_norm", ("as_head", "none", "gn", "bn", "sync_bn")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
@@ -132,8 +137,9 @@ class RetinaNet(Detector):
             max_detections=options.max_detections,
         )
         self.backbone = Backbone(options.backbone, norm=options.norm, frozen_stages=options.frozen_stages)
+        neck_norm = options.head_norm if options.neck_norm == "as_head" else options.neck_norm
         self.neck = FeaturePyramid(
-            self.backbone.channels, options.fpn_channels, p6_source=options.p6_source, norm=options.head_norm
+            self.backbone.channels, options.fpn_channels, p6_source=options.p6_source, norm=neck_norm
         )
         self.head = DenseHead(
             in_channels=options.fpn_channels,
@@ -209,7 +215,11 @@ def _concatenate(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
 
 RETINANETS: dict[str, RetinaNetOptions] = {
     "retinanet_r18_fpn": RetinaNetOptions(backbone="resnet18"),
+    "retinanet_r34_fpn": RetinaNetOptions(backbone="resnet34"),
     "retinanet_r50_fpn": RetinaNetOptions(backbone="resnet50"),
+    "retinanet_r101_fpn": RetinaNetOptions(backbone="resnet101"),
+    # The paper's ResNeXt (section 5.3): 32 groups of 8 channels.
+    "retinanet_x101_fpn": RetinaNetOptions(backbone="resnext101_32x8d"),
     # Light enough to train on two CPU cores: narrow, GroupNorm in the head so that it learns in few steps at any
     # batch size, anchors for images of half the paper's size.
     "retinanet_lite0": RetinaNetOptions(

@@ -36,7 +36,7 @@ class Pair:
 def pair() -> Pair:
     torch.manual_seed(0)
     theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES)
-    _make_lively(theirs)
+    make_lively(theirs)
     ours = create("retinanet_r50_fpn", num_classes=CLASSES, **TORCHVISION)
     assert isinstance(ours, RetinaNet)
     load_named(ours, torchvision_retinanet(theirs.state_dict(), num_anchors=9), "retinanet_r50_fpn")
@@ -52,7 +52,7 @@ def pair() -> Pair:
 
 def test_raw_outputs(pair: Pair) -> None:
     with torch.no_grad():
-        theirs = pair.theirs.head(_their_features(pair.theirs, pair.batch.images))
+        theirs = pair.theirs.head(their_features(pair.theirs, pair.batch.images))
         ours = pair.ours.dense(pair.batch.images)
     logits, deltas = torch.cat(ours.logits, 1), torch.cat(ours.deltas, 1)
     assert logits.std() > 0.1 and deltas.std() > 0.05  # random weights that say nothing would prove nothing
@@ -75,12 +75,12 @@ TARGETS = {
 @pytest.mark.parametrize("counts", TARGETS.values(), ids=TARGETS.keys())
 @pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
 def test_losses(pair: Pair, counts: tuple[int, int], box_loss: str) -> None:
-    targets = _targets(counts)
+    targets = make_targets(counts)
     model = copy.copy(pair.ours)
     model.options = replace(model.options, box_loss=box_loss)
     with torch.no_grad():
         losses = model(pair.batch, targets)
-        expected = _their_losses(pair.theirs, pair.batch.images, targets, box_loss)
+        expected = their_losses(pair.theirs, pair.batch.images, targets, box_loss)
     torch.testing.assert_close(losses["classification"], expected["classification"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(losses["box_regression"], expected["bbox_regression"], atol=1e-5, rtol=1e-5)
     assert (losses["box_regression"] > 0) == (sum(counts) > 0)
@@ -89,9 +89,9 @@ def test_losses(pair: Pair, counts: tuple[int, int], box_loss: str) -> None:
 def test_gradients(pair: Pair) -> None:
     # In float64: through fifty layers float32 rounding alone is worth 1e-3 of a gradient.
     ours, theirs = copy.deepcopy(pair.ours).double(), copy.deepcopy(pair.theirs).double()
-    images, targets = pair.batch.images.double(), _targets((2, 3))
+    images, targets = pair.batch.images.double(), make_targets((2, 3))
     sum(ours(replace(pair.batch, images=images), targets).values()).backward()
-    sum(_their_losses(theirs, images, targets, "l1").values()).backward()
+    sum(their_losses(theirs, images, targets, "l1").values()).backward()
     for our_name, their_name in (
         ("head.class_logits.weight", "head.classification_head.cls_logits.weight"),
         ("head.box_deltas.bias", "head.regression_head.bbox_reg.bias"),
@@ -106,7 +106,7 @@ def test_gradients(pair: Pair) -> None:
 
 def test_detections(pair: Pair) -> None:
     with torch.no_grad():
-        outputs = pair.theirs.head(_their_features(pair.theirs, pair.batch.images))
+        outputs = pair.theirs.head(their_features(pair.theirs, pair.batch.images))
         shapes = pair.ours.dense(pair.batch.images).shapes
         counts = [9 * h * w for h, w in shapes]
         expected = pair.theirs.postprocess_detections(
@@ -167,7 +167,7 @@ def test_parameter_count_equals_torchvisions_published_number() -> None:
     assert sum(p.numel() for p in model.parameters()) == 34_014_999
 
 
-def _make_lively(model: nn.Module) -> None:
+def make_lively(model: nn.Module) -> None:
     """Random weights whose outputs vary, and so confident that hundreds of boxes pass the threshold."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
@@ -190,29 +190,29 @@ def _make_lively(model: nn.Module) -> None:
     nn.init.constant_(model.head.classification_head.cls_logits.bias, -3.0)
 
 
-def _their_features(theirs: nn.Module, images: Tensor) -> list[Tensor]:
+def their_features(theirs: nn.Module, images: Tensor) -> list[Tensor]:
     return list(theirs.backbone(images).values())
 
 
 def _their_anchors(theirs: nn.Module, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        features = _their_features(theirs, images)
+        features = their_features(theirs, images)
     sizes = [(images.shape[-2], images.shape[-1])] * len(images)
     anchors: list[Tensor] = theirs.anchor_generator(ImageList(images, sizes), features)
     return anchors
 
 
-def _their_losses(theirs: nn.Module, images: Tensor, targets: list[Target], box_loss: str) -> dict[str, Tensor]:
+def their_losses(theirs: nn.Module, images: Tensor, targets: list[Target], box_loss: str) -> dict[str, Tensor]:
     theirs.head.regression_head._loss_type = box_loss
     losses: dict[str, Tensor] = theirs.compute_loss(
         [{"boxes": t.boxes, "labels": t.labels} for t in targets],
-        theirs.head(_their_features(theirs, images)),
+        theirs.head(their_features(theirs, images)),
         _their_anchors(theirs, images),
     )
     return losses
 
 
-def _targets(counts: tuple[int, int]) -> list[Target]:
+def make_targets(counts: tuple[int, int]) -> list[Target]:
     generator = torch.Generator().manual_seed(1)
     rand: Any = partial(torch.rand, generator=generator)
     targets = []

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
-from detectors.blocks.backbones import Backbone
+from detectors.blocks.backbones import Backbone, in_names_of
 from detectors.blocks.norms import FrozenNormConv2d, GroupNorm
 from detectors.blocks.sync_norm import SyncBatchNorm2d
 
@@ -94,8 +94,8 @@ def test_vgg_equals_torchvisions_with_its_weights() -> None:
     torch.manual_seed(0)
     theirs = make_layers(cfgs["D"], batch_norm=False).eval()
     ours = Backbone("vgg16").eval()
-    state = {f"features_{key}": value for key, value in theirs.state_dict().items()}
-    ours.body.load_state_dict(state)
+    whole = {f"features.{key}": value for key, value in theirs.state_dict().items()}
+    ours.body.load_state_dict(in_names_of(ours.body, whole))
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         # The 23rd layer is the ReLU behind conv4_3, the 30th that behind conv5_3, the 31st the last pool.

@@ -66,7 +66,7 @@ def test_unknown_and_bad_options_are_told() -> None:
         create("retinanet_lite0", num_classes=3, head_depth="two")
     with pytest.raises(ValueError, match="at least one class"):
         create("retinanet_lite0", num_classes=0)
-    with pytest.raises(ValueError, match="norm 'frozen_bn' is not one a neck or head can have"):
+    with pytest.raises(ValueError, match="head_norm is 'frozen_bn'; choose one of none, gn, bn, sync_bn"):
         create("retinanet_lite0", num_classes=1, head_norm="frozen_bn")
 
 
