@@ -27,6 +27,8 @@ GRACE_HOURS = 168.0
 _READERS = 8
 _CHUNK = 8 * 2**20
 _MISSING = "the file is missing"
+_PURGED = "images of this file were purged since, which older versions then lack"
+_ATTEMPTS = 5
 # Made again when they are asked for: kept for the newest versions only.
 _DERIVED = ("_lookups", "_hashes")
 
@@ -67,16 +69,25 @@ def verify(reference: str, *, progress: Callable[[int, int], None] | None = None
 def verify_newest(uri: str, *, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
     """As ``verify``, of the newest version of every label set; files that several of them name are read once."""
     dataset_uri = parse_reference(uri).uri
+    for _ in range(_ATTEMPTS):
+        problems = _verify_newest(dataset_uri, progress)
+        # A purge that ran beside us has deleted files of what was the newest version: look at what is it now.
+        if not any(problem.what == _PURGED for problem in problems):
+            break
+    return problems
+
+
+def _verify_newest(uri: str, progress: Callable[[int, int], None] | None) -> list[Problem]:
     datasets, problems = [], []
-    for label_set in list_label_sets(dataset_uri):
+    for label_set in list_label_sets(uri):
         try:
-            datasets.append(open_dataset(Reference(uri=dataset_uri, label_set=label_set)))
+            datasets.append(open_dataset(Reference(uri=uri, label_set=label_set)))
         except EmptyDataset:  # all its images were purged
             continue
         except delta.DamagedLog as error:
             problems.append(_damaged_log(label_set, error))
     if not datasets and not problems:
-        datasets.append(open_dataset(dataset_uri))
+        datasets.append(open_dataset(uri))
     return problems + (_verify(datasets, progress) if datasets else [])
 
 
@@ -105,7 +116,7 @@ def _verify(datasets: Sequence[Dataset], progress: Callable[[int, int], None] | 
 def _explained(problem: Problem, purged: Mapping[str, str]) -> Problem:
     """A file that is missing because its images were purged is no damage of the store, but its version has lost it."""
     if problem.what == _MISSING and problem.path.startswith("images/") and shard_stem(problem.path) in purged:
-        return Problem(path=problem.path, what="images of this file were purged since, which older versions then lack")
+        return Problem(path=problem.path, what=_PURGED)
     return problem
 
 
