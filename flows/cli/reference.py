@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from flows.cli.app import app
-from flows.config import LabelConfig, TrainConfig
+from flows.config import IngestConfig, LabelConfig, TrainConfig
 from flows.mirror import Strict, arguments
 
 BEGIN = "<!-- made by `python -m flows.cli.reference`; do not edit below -->\n"
@@ -123,7 +123,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": reference,
     "train.md": lambda: settings(TrainConfig),
     "label.md": lambda: settings(LabelConfig),
-    "ingest.md": sources,
+    "ingest.md": lambda: f"### Settings\n\n{settings(IngestConfig)}\n\n{sources()}",
     "export.md": exports,
 }
 DOCS = Path(__file__).resolve().parents[2] / "docs"

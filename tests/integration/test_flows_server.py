@@ -57,13 +57,16 @@ def test_every_flow_is_deployed_with_its_config_as_schema(server):
     deployments = _post(server, "deployments/filter", {})
     flows = {flow["id"]: flow["name"] for flow in _post(server, "flows/filter", {})}
     found = {flows[d["flow_id"]]: d for d in deployments}
-    assert sorted(found) == ["evaluate", "export", "ingest", "label", "lifecycle", "train"]
+    names = ["evaluate", "export", "ingest", "label", "lifecycle", "maintain", "relabel", "train"]
+    assert sorted(found) == names and len(deployments) == len(names) + 1  # maintain is there by hand and weekly
     for name, deployment in found.items():
         schema = deployment["parameter_openapi_schema"]
         assert "config" in schema["properties"], name
     definitions = found["train"]["parameter_openapi_schema"]["definitions"]
     assert definitions["TrainConfig"]["additionalProperties"] is False
     assert definitions["TrainConfig"]["properties"]["epochs"]["default"] == 15
+    settings = found["ingest"]["parameter_openapi_schema"]["definitions"]["IngestConfig"]["properties"]
+    assert {"deep_check", "dedupe", "near_duplicates", "split_ratio", "split_by"} <= set(settings)
 
 
 @pytest.mark.timeout(600)
@@ -74,11 +77,18 @@ def test_a_schedule_creates_runs(server):
         filters = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "deployment_id": {"is_null_": False}}}
         return _post(server, "flow_runs/filter", filters)
 
-    _wait_until(lambda: len(scheduled()) >= 2, 90, lambda: "the schedule of `nightly` has created no runs")
-    runs = scheduled()
-    assert all(run["expected_start_time"][11:16] == "02:30" for run in runs)
-    assert all(run["auto_scheduled"] for run in runs)
-    assert len({run["expected_start_time"] for run in runs}) == len(runs)
+    times = {"02:30", "05:30"}  # of nightly and of weekly
+
+    def starts() -> list[str]:
+        return [run["expected_start_time"] for run in scheduled()]
+
+    _wait_until(
+        lambda: len(starts()) >= 4 and {start[11:16] for start in starts()} == times,
+        90,
+        lambda: f"the schedules have created the runs {starts()} alone",
+    )
+    assert all(run["auto_scheduled"] for run in scheduled())
+    assert len(set(starts())) == len(starts())
 
 
 @pytest.mark.timeout(600)
