@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detectors.base import Detector
 from detectors.blocks.norms import FrozenNormConv2d, conv_norm_pairs
+from detectors.blocks.sync_norm import SyncBatchNorm2d
 from detectors.models.retinanet import RetinaNet
 
 
@@ -83,9 +84,10 @@ def _fold_neighbours(layers: nn.Sequential) -> None:
     names = list(layers._modules)
     for first, second in pairwise(names):
         conv, norm = layers._modules[first], layers._modules[second]
-        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+        if type(conv) is nn.Conv2d and type(norm) in (nn.BatchNorm2d, SyncBatchNorm2d):
+            assert isinstance(norm, nn.BatchNorm2d)
             layers._modules[first] = FrozenNormConv2d(conv, norm, conv_name=first, norm_name=second).to_conv()
-            layers._modules[second] = nn.Identity()
+            layers._modules[second] = norm.act if isinstance(norm, SyncBatchNorm2d) else nn.Identity()
 
 
 def _fold_pairs(body: nn.Module) -> None:

@@ -66,6 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "frozen": {},
     "batch norm": {"norm": "bn", "head_norm": "bn"},
     "group norm": {"norm": "gn"},
+    "synchronised": {"norm": "sync_bn", "head_norm": "sync_bn"},
 }
 
 
