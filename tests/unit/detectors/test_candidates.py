@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from torch import Tensor
 from detectors.blocks.candidates import best_of_groups, find_candidates
 from detectors.blocks.heads import DenseOutputs
 
-IMAGES, CLASSES = 3, 5
+IMAGES, CLASSES = 2, 3
 # Maps whose sizes are not multiples of a group, down to one position.
-SHAPES = ((8, 12), (5, 7), (1, 1))
+SHAPES = ((4, 8), (3, 3), (1, 1))
 
 
 def outputs(seed: int = 0, *, extra: int = 0, objectness: bool = False, dtype: torch.dtype = torch.float32) -> Any:
@@ -53,9 +54,10 @@ def naive(scores: list[Tensor], threshold: float, topk: int, topk_of: str, label
     groups: dict[tuple[int, ...], list[tuple[float, Pair]]] = {}
     first = 0
     for level, of_level in enumerate(scores):
-        for image, anchor, label in torch.ones_like(of_level).nonzero().tolist():
-            score = float(of_level[image, anchor, label])
-            if labels_per_anchor == "best" and score < float(of_level[image, anchor].max()):
+        table = of_level.tolist()
+        for image, anchor, label in product(*map(range, of_level.shape)):
+            score = table[image][anchor][label]
+            if labels_per_anchor == "best" and score < max(table[image][anchor]):
                 continue
             group = {"level": (image, level), "image": (image,), "class": (image, label)}[topk_of]
             if score > threshold:
@@ -76,7 +78,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("topk_of", ["level", "image", "class"])
 @pytest.mark.parametrize("labels_per_anchor", ["all", "best"])
-@pytest.mark.parametrize(("threshold", "topk"), [(0.3, 1000), (0.05, 13), (0.0, 40), (0.99, 10)])
+@pytest.mark.parametrize(("threshold", "topk"), [(0.3, 1000), (0.05, 7), (0.0, 20), (0.99, 5)])
 def test_equals_scores_of_everything(
     kind: dict[str, Any], topk_of: Any, labels_per_anchor: Any, threshold: float, topk: int
 ) -> None:
@@ -94,7 +96,7 @@ def test_equals_scores_of_everything(
     )
     pairs = list(zip(found.image.tolist(), found.anchor.tolist(), found.label.tolist()))
     assert len(pairs) == len(set(pairs)) and set(pairs) == set(expected)
-    assert expected or threshold == 0.99
+    assert expected or threshold == 0.99  # which is more than many of these reach
     torch.testing.assert_close(found.score, torch.tensor([expected[p] for p in pairs]), atol=1e-6, rtol=1e-6)
     assert found.image.tolist() == sorted(found.image.tolist())
     deltas = torch.cat(raw.deltas, 1)
@@ -123,7 +125,7 @@ def test_nan_hides_nothing_beside_it() -> None:
     raw = outputs(1)
     raw.logits[0][:, ::3, 0] = math.nan
     scores = torch.cat(scores_of(raw, "sigmoid", "none"), 1)
-    for topk in (10_000, 20):
+    for topk in (10_000, 10):
         found = find_candidates(raw, score_threshold=0.3, topk=topk, topk_of="image")
         assert len(found.score) == (scores > 0.3).flatten(1).sum(1).clamp(max=topk).sum()
 
