@@ -69,6 +69,8 @@ class Augmentation:
         for name, limit in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in 0..{limit}")
+        if self.resize not in ("fit", "stretch"):
+            raise ValueError(f"resize={self.resize!r} is not known; choose fit or stretch")
         if self.size < 1:
             raise ValueError(f"size={self.size} must be at least one pixel")
 

@@ -143,6 +143,37 @@ def test_stretching_moves_boxes_as_a_stretched_batch_moves_pixels():
     assert torch.equal(make_batch([image], preprocessing).images, make_batch([IMAGE], preprocessing).images)
 
 
+def test_stretching_scales_keypoints_and_masks_by_each_side():
+    masks = torch.zeros(1, 20, 30, dtype=torch.bool)
+    masks[0, :10, :15] = True
+    target = make_target([[3, 2, 30, 20]], keypoints=[[[15, 10, 2], [29, 19, 1]]], masks=masks)
+    image, stretched = augment(
+        IMAGE, target, Augmentation(size=60, resize="stretch", horizontal_flip=1.0), np.random.default_rng(0)
+    )
+    assert image.shape == (3, 60, 60)
+    assert stretched.boxes.tolist() == [[0, 6, 54, 60]]
+    assert stretched.keypoints[0].tolist() == [[30, 30, 2], [2, 57, 1]]
+    assert stretched.masks.sum() == 900 and stretched.masks[0, :30, 30:].all()
+
+
+@pytest.mark.parametrize("zoom", [2.0, 0.5])
+def test_a_stretched_image_is_zoomed_by_each_side(zoom):
+    target = make_target([[5, 5, 25, 15]])
+    zoomed = Augmentation(size=60, resize="stretch", horizontal_flip=0.0, scale=(zoom, zoom), min_visible=0.0)
+    # The first draw is the zoom, which is certain; the next two are where the crop or the small image goes.
+    rng = np.random.default_rng(0)
+    place = np.random.default_rng(0).random(9)[1:3]
+    image, moved = augment(IMAGE, target, zoomed, rng)
+    assert image.shape == (3, 60, 60)
+    if zoom > 1:
+        left, top = int(place[0] * 16), int(place[1] * 11)
+        expected = [(5 - left) * 4, (5 - top) * 6, (25 - left) * 4, (15 - top) * 6]
+    else:
+        left, top = int(place[0] * 31), int(place[1] * 31)
+        expected = [5 + left, 7.5 + top, 25 + left, 22.5 + top]
+    assert moved.boxes.tolist() == [[min(60, max(0, value)) for value in expected]]
+
+
 def test_the_same_generator_state_gives_the_same_image():
     strong = Augmentation(size=25, vertical_flip=0.5, scale=(0.5, 2.0), brightness=0.4, hue=0.1)
     once, again, other = (
@@ -152,7 +183,9 @@ def test_the_same_generator_state_gives_the_same_image():
     assert not torch.equal(once[0], other[0])
 
 
-@pytest.mark.parametrize("wrong", [{"scale": (0, 1)}, {"scale": (2, 1)}, {"horizontal_flip": 1.5}, {"hue": 0.6}])
+@pytest.mark.parametrize(
+    "wrong", [{"scale": (0, 1)}, {"scale": (2, 1)}, {"horizontal_flip": 1.5}, {"hue": 0.6}, {"resize": "crop"}]
+)
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Augmentation(size=10, **wrong)
