@@ -10,6 +10,7 @@ group that are for no class (a background, coordinates).
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,10 @@ from detectors.keymaps import (
     read_weights,
     torchvision_retinanet,
 )
+from detectors.keymaps_darknet import VALUES, darknet_to_yolo_v3, read_darknet
+from detectors.keymaps_effdet import effdet_efficientdet
+from detectors.keymaps_ssd import torchvision_ssd
+from detectors.models.efficientdet import EfficientDet
 from detectors.weights import KnownWeights, find_by_digest
 
 
@@ -44,45 +49,82 @@ class KeyMap:
     families: tuple[str, ...]
 
 
+def _effdet(state: State, detector: Detector) -> Mapping[str, Tensor]:
+    if not isinstance(detector, EfficientDet):
+        raise WeightsMismatch(f"{type(detector).__name__} is no EfficientDet")
+    return effdet_efficientdet(state, num_anchors=detector.grid.num_anchors)
+
+
+def _darknet(state: State, detector: Detector) -> Mapping[str, Tensor]:
+    if state.keys() != {VALUES}:
+        raise WeightsMismatch("it is no file of darknet's")
+    return darknet_to_yolo_v3(state[VALUES], detector)
+
+
+# Classes are taken out and put in order here, for all families alike, so that the maps keep all of them.
 KEY_MAPS: dict[str, KeyMap] = {
-    # Anchors only matter where classes are taken out, which is done here for all families alike.
     "torchvision_retinanet": KeyMap(
         rename=lambda state, _: torchvision_retinanet(state, num_anchors=1), families=("retinanet_",)
     ),
+    "torchvision_ssd": KeyMap(rename=lambda state, _: torchvision_ssd(state, num_boxes=()), families=("ssd300_",)),
+    "effdet_efficientdet": KeyMap(rename=_effdet, families=("efficientdet_",)),
+    "darknet_to_yolo_v3": KeyMap(rename=_darknet, families=("yolo_v3_",)),
 }
 
 
+def _read(path: Path) -> dict[str, Tensor]:
+    """Darknet's files are told by their names: ``.weights`` and, cut off behind a layer, ``.conv.74``."""
+    if path.suffix == ".weights" or re.search(r"\.conv\.\d+$", path.name):
+        return read_darknet(path)[1]
+    return read_weights(path)
+
+
 def load_weights(
-    detector: Detector, path: Path, *, classes: Sequence[str] | None = None, rows: Sequence[str | None] | None = None
+    detector: Detector,
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    rows: Callable[[int], Sequence[str | None]] | None = None,
+    backbone_alone: bool = False,
 ) -> LoadReport:
     """Loads a file of released weights into a detector, or into its backbone where they are a backbone's.
 
     Args:
         detector: in place.
-        path: .pt, .pth, .bin or .safetensors, in our names or in those of a network that a key map knows.
+        path: .pt, .pth, .bin or .safetensors, in our names or in those of a network that a key map knows; or a file
+            of darknet's.
         classes: names of the detector's labels, in order.
-        rows: names of the weights' classes, in order, None for one that is unused; None where the file is not known
-            to say it: then the classes are taken to be the detector's if there are as many.
+        rows: from how many classes the weights have to their names, in order, None for one that is unused. Without
+            it known weights have their own, and those of others are taken to be the detector's if there are as many.
+        backbone_alone: whatever else is in the file is left out.
     Raises:
         ValueError: the file is unreadable.
         WeightsMismatch: it holds the weights of another network.
     """
-    state = read_weights(path)
+    state = _read(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     known = find_by_digest(digest)
-    if known is not None and known.trained_on == "imagenet":
-        return replace(load_backbone_weights(detector, path), checked=True)
+    of_backbone = backbone_alone or (known is not None and known.trained_on == "imagenet")
+    if of_backbone and VALUES not in state:
+        return replace(load_backbone_weights(detector, path), checked=known is not None)
     try:
         key_map, named = _rename(state, detector, known)
+        if of_backbone:
+            named = {key: value for key, value in named.items() if key.startswith("backbone.")}
+        source_classes = known.rows if known is not None and known.rows else None
+        if rows is not None and (count := count_classes(detector, named)):
+            source_classes = rows(count)
         report = load_state(
             detector,
             named,
-            source_classes=rows if rows is not None else (known.rows if known else None),
+            source_classes=source_classes,
             classes=classes,
             norm_eps=known.norm_eps if known else None,
         )
     except WeightsMismatch as whole:
+        if VALUES in state:
+            raise WeightsMismatch(f"{path} does not hold the weights of {detector.spec.name}: {whole}") from None
         try:
             return load_backbone_weights(detector, path)
         except ValueError as backbone:
@@ -112,7 +154,7 @@ def load_state(
     Raises:
         WeightsMismatch: the backbone is another one, or nothing fits.
     """
-    folded, used = fold_norms(detector, state, norm_eps=norm_eps)
+    folded, used = fold_norms(detector, state, norm_eps=norm_eps, partial=True)
     ours = {k: v for k, v in detector.state_dict().items() if not k.endswith("num_batches_tracked")}
     predicting = class_rows(detector)
     copied: set[int] = set()
@@ -208,6 +250,14 @@ def class_rows(detector: Detector) -> dict[str, ClassRows]:
         assert tensor.shape[0] == groups * (extra + spec.num_classes), f"{name} has rows that are of no whole group"
         found[name] = ClassRows(groups=groups, extra=extra, classes=spec.num_classes)
     return found
+
+
+def count_classes(detector: Detector, state: State) -> int:
+    """How many classes the predicting layers of another detector's tensors have, in our names; 0 without such."""
+    for key, rows in class_rows(detector).items():
+        if key in state:
+            return state[key].shape[0] // rows.groups - rows.extra
+    return 0
 
 
 def _rename(state: State, detector: Detector, known: KnownWeights | None) -> tuple[str, Mapping[str, Tensor]]:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from detectors.coco_categories import coco_rows
+from detectors.coco_categories import COCO_CATEGORIES, coco_rows
 
 TORCHVISION = "https://download.pytorch.org/models"
-TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights"
+TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
 EFFDET = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1"
+DARKNET = "https://pjreddie.com/media/files"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,8 @@ class KnownWeights:
 
     Attributes:
         name: ours, to ask for them by.
-        url: of the file. Its name ends in the first digits of its sha256, as torch.hub has it.
+        url: of the file.
+        sha256: the first digits of its sha256, or all of them; empty where nobody has published them.
         licence: SPDX identifier of the project that released them.
         trained_on: coco (a whole detector) or imagenet (a backbone).
         key_map: of ``detectors.loading.KEY_MAPS``.
@@ -36,6 +38,7 @@ class KnownWeights:
 
     name: str
     url: str
+    sha256: str
     licence: str
     trained_on: Literal["coco", "imagenet"]
     key_map: str
@@ -44,18 +47,19 @@ class KnownWeights:
     options: Mapping[str, Any] = field(default_factory=dict)
     norm_eps: float | None = None
 
-    @property
-    def sha256(self) -> str:
-        """The first digits of the file's sha256 that its name gives."""
-        found = re.search(r"-([0-9a-f]{8})\.pth$", self.url)
-        assert found, f"{self.url} names no digest"
-        return found[1]
+
+def digest_in_name(file: str) -> str:
+    """The first digits of a file's sha256 as torch.hub's names have them: ``resnet18-f37072fd.pth``."""
+    found = re.search(r"-([0-9a-f]{8})\.pth$", file)
+    assert found, f"{file} names no digest"
+    return found[1]
 
 
 def _torchvision(file: str, backbone: str) -> KnownWeights:
     return KnownWeights(
         name=f"{file.rpartition('-')[0]}_imagenet",
         url=f"{TORCHVISION}/{file}",
+        sha256=digest_in_name(file),
         licence="BSD-3-Clause",
         trained_on="imagenet",
         key_map="torchvision_to_timm",
@@ -67,6 +71,7 @@ def _timm(file: str, backbone: str) -> KnownWeights:
     return KnownWeights(
         name=f"{file.rpartition('-')[0]}_imagenet",
         url=f"{TIMM}/{file}",
+        sha256=digest_in_name(file),
         licence="Apache-2.0",
         trained_on="imagenet",
         key_map="torchvision_to_timm",
@@ -74,10 +79,42 @@ def _timm(file: str, backbone: str) -> KnownWeights:
     )
 
 
+def _effdet(detector: str, file: str, **options: Any) -> KnownWeights:
+    return KnownWeights(
+        name=f"{detector}_coco",
+        url=f"{EFFDET}/{file}",
+        sha256=digest_in_name(file),
+        licence="Apache-2.0",
+        trained_on="coco",
+        key_map="effdet_efficientdet",
+        fits=(detector,),
+        rows=coco_rows(first=1),
+        options=options,
+    )
+
+
+def _darknet(
+    name: str, file: str, sha256: str, trained_on: Literal["coco", "imagenet"], fits: str, **options: Any
+) -> KnownWeights:
+    return KnownWeights(
+        name=name,
+        url=f"{DARKNET}/{file}",
+        sha256=sha256,
+        licence="public domain",
+        trained_on=trained_on,
+        key_map="darknet_to_yolo_v3",
+        fits=(fits,),
+        # The 80 categories without the gaps between their ids.
+        rows=tuple(str(category["name"]) for category in COCO_CATEGORIES) if trained_on == "coco" else (),
+        options=options,
+    )
+
+
 KNOWN_WEIGHTS: tuple[KnownWeights, ...] = (
     KnownWeights(
         name="retinanet_r50_fpn_coco",
         url=f"{TORCHVISION}/retinanet_resnet50_fpn_coco-eeacb38b.pth",
+        sha256="eeacb38b",
         licence="BSD-3-Clause",
         trained_on="coco",
         key_map="torchvision_retinanet",
@@ -86,6 +123,41 @@ KNOWN_WEIGHTS: tuple[KnownWeights, ...] = (
         # 1066 is the longer side of a 4:3 image whose shorter side is torchvision's 800.
         options={"p6_source": "p5", "box_loss": "l1", "anchor_style": "torchvision", "image_size": 1066},
         norm_eps=0.0,
+    ),
+    KnownWeights(
+        name="ssd300_vgg16_coco",
+        url=f"{TORCHVISION}/ssd300_vgg16_coco-b556d3b4.pth",
+        sha256="b556d3b4",
+        licence="BSD-3-Clause",
+        trained_on="coco",
+        key_map="torchvision_ssd",
+        fits=("ssd300_vgg16",),
+        rows=coco_rows(first=1),
+        options={"box_strides": (8.0, 16.0, 32.0, 64.0, 100.0, 300.0), "clip_boxes": True, "bipartite": False},
+    ),
+    _effdet("efficientdet_d0", "tf_efficientdet_d0_34-f153e0cf.pth"),
+    _effdet("efficientdet_d1", "tf_efficientdet_d1_40-a30f94af.pth"),
+    _effdet("efficientdet_d2", "tf_efficientdet_d2_43-8107aa99.pth"),
+    _effdet("efficientdet_d3", "tf_efficientdet_d3_47-0b525f35.pth"),
+    _effdet("efficientdet_d4", "tf_efficientdet_d4_49-f56376d9.pth"),
+    _effdet("efficientdet_d5", "tf_efficientdet_d5_51-c79f9be6.pth"),
+    _effdet("efficientdet_d6", "tf_efficientdet_d6_52-4eda3773.pth"),
+    _effdet("efficientdet_d7", "tf_efficientdet_d7_53-6d1d7a95.pth"),
+    _effdet(
+        "efficientdet_lite0",
+        "tf_efficientdet_lite0-dfacfc78.pth",
+        mean=(127.5, 127.5, 127.5),
+        std=(127.5, 127.5, 127.5),
+        head_norm="bn",
+        box_loss="huber",
+        box_loss_weight=50.0,
+    ),
+    _darknet(
+        "yolo_v3_darknet53_coco",
+        "yolov3.weights",
+        "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297",
+        "coco",
+        "yolo_v3_darknet53",
     ),
     _torchvision("resnet18-f37072fd.pth", "resnet18"),
     _torchvision("resnet34-b627a593.pth", "resnet34"),
@@ -104,6 +176,18 @@ KNOWN_WEIGHTS: tuple[KnownWeights, ...] = (
     _timm("tf_efficientnet_b6_ns-51548356.pth", "tf_efficientnet_b6"),
     _timm("tf_efficientnet_lite0-0aa007d2.pth", "tf_efficientnet_lite0"),
     _timm("mobilenetv3_large_100_ra-f55367f5.pth", "mobilenetv3_large_100"),
+    # The convolutions of VGG16 alone, of the input that SSD has: pixels less their mean.
+    KnownWeights(
+        name="vgg16_features_imagenet",
+        url=f"{TORCHVISION}/vgg16_features-amdegroot-88682ab5.pth",
+        sha256="88682ab5",
+        licence="BSD-3-Clause",
+        trained_on="imagenet",
+        key_map="torchvision_to_timm",
+        fits=("ssd300_vgg16", "ssd512_vgg16"),
+    ),
+    _torchvision("vgg16-397923af.pth", "vgg16"),
+    _darknet("darknet53_imagenet", "darknet53.conv.74", "", "imagenet", "yolo_v3_darknet53"),
 )
 
 
@@ -140,4 +224,4 @@ def is_known_name(text: str) -> bool:
 
 def find_by_digest(sha256: str) -> KnownWeights | None:
     """The known weights whose file has this digest, wherever the file lies."""
-    return next((known for known in KNOWN_WEIGHTS if sha256.startswith(known.sha256)), None)
+    return next((known for known in KNOWN_WEIGHTS if known.sha256 and sha256.startswith(known.sha256)), None)

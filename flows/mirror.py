@@ -68,7 +68,9 @@ def _plain(annotation: Any) -> Any:
 
 def arguments(docstring: str) -> dict[str, str]:
     """The ``name, other: text`` entries under ``Args:`` or ``Attributes:`` of a Google docstring, by name."""
-    lines = iter(inspect.cleandoc(docstring).splitlines())
+    # Names that go on in the next line are one entry.
+    text = re.sub(r"^( {4}(?:\w+, )*\w+,)\n +", r"\1 ", inspect.cleandoc(docstring), flags=re.MULTILINE)
+    lines = iter(text.splitlines())
     for line in lines:
         if line in ("Args:", "Attributes:"):
             break

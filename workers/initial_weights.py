@@ -10,7 +10,7 @@ from typing import Any
 import detectors
 from detectors import Detector, LoadedModel
 from detectors.catalog import find_entry
-from detectors.keymaps import LoadReport, load_backbone_weights
+from detectors.keymaps import LoadReport
 from detectors.loading import load_state, load_weights
 from detectors.weights import find_by_digest
 from pipelines.records import LabelMap
@@ -108,10 +108,8 @@ def load_start(detector: Detector, start: Start, classes: Sequence[str]) -> Load
             classes=classes,
         )
         report = replace(report, sha256=start.model.digest, key_map="boxmill", checked=True)
-    elif start.weights is not None and start.whole:
-        report = load_weights(detector, start.weights, classes=classes)
     elif start.weights is not None:
-        report = load_backbone_weights(detector, start.weights)
+        report = load_weights(detector, start.weights, classes=classes, backbone_alone=not start.whole)
     else:
         return None
     report = replace(report, source=start.address)

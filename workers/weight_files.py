@@ -49,7 +49,7 @@ def fetch_weights(weights: str | None, detector: str, backbone: str | None) -> P
     if weights == "imagenet" and backbone == _LITE0 and (packaged := _packaged_lite0()) is not None:
         return packaged
     known = find_weights(weights, detector, backbone)
-    return fetch_file(f"{known.url}#sha256={known.sha256}")
+    return fetch_file(f"{known.url}#sha256={known.sha256}" if known.sha256 else known.url)
 
 
 def fetch_file(address: str) -> Path:

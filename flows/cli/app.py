@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import anchors, console, demo, export, ingest, look, stages, upkeep, versions
+from flows.cli import anchors, console, demo, export, ingest, look, models, stages, upkeep, versions
 
 app = typer.Typer(
     name="boxmill",
     help="Piles of images into labelled datasets, detectors and predictions, from a laptop to a Ray cluster.\n\n"
-    "Every path may be any fsspec URL (s3://bucket/..., gs://..., memory://...).",
+    "Every path may be any fsspec URL (s3://bucket/..., gs://bucket/...).",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
@@ -26,7 +26,8 @@ app.command("evaluate", help=stages.EVALUATE_HELP)(stages.evaluate)
 app.add_typer(export.app, name="export")
 app.command("lifecycle", help=stages.LIFECYCLE_HELP)(stages.lifecycle)
 app.command("demo", help=demo.HELP)(demo.demo)
-app.command("detectors", help=look.DETECTORS_HELP)(look.detectors)
+app.command("detectors", help=models.DETECTORS_HELP)(models.detectors)
+app.add_typer(models.app, name="models")
 _LOOKING, _CHANGING, _KEEPING = "Look at a dataset", "Change a dataset", "Keep a dataset"
 app.command("inspect", help=look.INSPECT_HELP, rich_help_panel=_LOOKING)(look.inspect)
 app.command("get", help=look.GET_HELP, rich_help_panel=_LOOKING)(look.get)
@@ -50,6 +51,7 @@ _UNTOLD = {console.USAGE: "wrong usage; standard error says what", console.INTER
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and gives its exit code."""
     console.mode.json = console.mode.debug = False
+    console.tell_logs()
     try:
         app(args=list(arguments), prog_name="boxmill", standalone_mode=True)
     except SystemExit as ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -60,6 +61,22 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     err.print(f"[yellow]warning:[/] {_escape(text)}")
+
+
+class _Notes(logging.Handler):
+    """What the workers log, told like any other note."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def tell_logs() -> None:
+    """From here on, what ``boxmill`` logs is told on standard error."""
+    logger = logging.getLogger("boxmill")
+    if not any(isinstance(handler, _Notes) for handler in logger.handlers):
+        logger.addHandler(_Notes())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def show(title: str, rows: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``inspect`` and ``detectors``: commands that only look."""
+"""``inspect``, ``duplicates`` and ``get``: commands that only look."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from flows.cli import console
 from flows.cli.ledger import show_ledger
-from flows.cli.options import Debug, Json, Limit, Output, spread
+from flows.cli.options import Limit, Output, spread
 
 INSPECT_HELP = """Show what is in a dataset version: counts, categories, splits, sizes, history; or its ledger.
 
@@ -26,10 +26,6 @@ Example: `boxmill duplicates data/cells --near --threshold 6`
 GET_HELP = """Read one image by its id: its facts and objects, and with --out its bytes as they were ingested.
 
 Example: `boxmill get data/cells JPEGImages/BloodImage_00007.jpg --out cell.jpg`
-"""
-DETECTORS_HELP = """List the detectors that can be trained.
-
-Example: `boxmill detectors`
 """
 
 
@@ -173,14 +169,3 @@ def get(
         console.show_table("Objects", ["category", "id", "left", "top", "width", "height", *scores], rows)
     if written is not None:
         console.note(f"written to {written}")
-
-
-def detectors(json_output: Json = False, debug: Debug = False) -> None:
-    from detectors import list_detectors
-
-    names = list_detectors()
-    if console.mode.json:
-        console.write_json({"detectors": names})
-        return
-    for name in names:
-        print(name)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import console
+from flows.cli.models import weights_for_people
 from flows.cli.options import (
     Configured,
     Flow,
@@ -46,8 +47,15 @@ def train(
     detector: Annotated[
         str | None, typer.Option(help="A name of `boxmill detectors`, or package.module:factory.")
     ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights to start from: coco, imagenet, a name of `boxmill detectors NAME`, a path, URL or hub id; or "
+            "none. Default: imagenet."
+        ),
+    ] = None,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="Weights to start from: imagenet, a path or URL, or none.")
+        str | None, typer.Option("--backbone", help="Weights for the backbone alone, named as in --pretrained.")
     ] = None,
     train_split: Annotated[str | None, typer.Option(help="Split to learn from.")] = None,
     val_split: Annotated[str | None, typer.Option(help="Split to validate on after each epoch; none for none.")] = None,
@@ -79,15 +87,18 @@ def train(
         "ray_address": where.ray_address,
     }
     values = more.gather(given)
-    for name, value in (("val_split", val_split), ("pretrained_backbone", backbone)):
+    for name, value in (("val_split", val_split), ("pretrained_backbone", backbone), ("pretrained", pretrained)):
         if value is not None:
             values[name] = None if value == "none" else value
+    if pretrained == "none":
+        values["pretrained_backbone"] = None
     model = execute("train", TrainConfig(**values), prefect=where.prefect)
     if console.mode.json:
         console.write_json(model)
         return
     numbers = {name: model["metrics"][name] for name in ("AP", "AP50", "AP75") if name in model["metrics"]}
-    console.show("Model", {"uri": model["uri"], "digest": model["digest"], "minutes": model["seconds"] / 60, **numbers})
+    rows = {"uri": model["uri"], "digest": model["digest"], "minutes": model["seconds"] / 60, **numbers}
+    console.show("Model", rows | weights_for_people(model["loaded_weights"]))
 
 
 @spread
