@@ -164,3 +164,22 @@ def test_charts_place_their_marks() -> None:
     assert svg.count('class="strip"') == 3
     assert charts.line_chart([], title="t", x_label="x", y_label="y") == ""
     assert charts.histogram([("a", 0)], title="t", x_label="x", y_label="y") == ""
+
+
+def test_the_ledger_has_every_fate_and_its_sum(tmp_path: Path) -> None:
+    made = make_evaluated(tmp_path / "d")
+    pairs = pair(made.dataset, made.predictions)
+    metrics = evaluate_boxes(
+        [(i.image_id, i.truth) for i in pairs.images],
+        [(i.image_id, i.found) for i in pairs.images],
+        made.dataset.label_map,
+    )
+    page = Path(
+        write_report(str(tmp_path / "r.html"), dataset=made.dataset, predictions=made.predictions, metrics=metrics)
+    ).read_text()
+    table = page[page.index('id="ledger"') :].partition("</table>")[0]
+    heads = re.findall(r"<th[^>]*>([^<]+)", table)[:6]
+    assert heads == ["imported", "mended", "dropped", "quarantined", "sum", "in the source"]
+    images, objects = made.dataset.num_images, made.dataset.num_objects
+    cells = [int(cell.replace(",", "")) for cell in re.findall(r"<td[^>]*>([\d,]+)", table)]
+    assert cells == [images, 0, 0, 0, images, images, objects, 0, 1, 0, objects + 1, objects + 1]
