@@ -1,53 +1,40 @@
-"""YOLO learns two images by heart, v1 and v3 alike: matching, losses, decoding and NMS fit together."""
+"""YOLO learns two images by heart, v1 and v3 alike."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-import torch
-from torchvision.ops import box_iou
 
-from detectors import create
-from detectors.batching import make_batch
-from tests.unit.detectors.test_overfit import SIZE, scene
+from tests.overfitting import assert_learns_by_heart
 
-V1 = {"backbone": "resnet18", "norm": "gn", "grid": 4, "head_stride": 1, "head_channels": 64}
-CASES = [
-    pytest.param("yolo_v3_tiny", {"norm": "gn"}, 45, id="v3"),
-    pytest.param("yolo_v1_resnet34", V1, 45, id="v1"),
-    pytest.param("yolo_v3_darknet53", {"norm": "gn"}, 80, id="v3-darknet53", marks=pytest.mark.slow),
-    pytest.param(
-        "yolo_v1_resnet34",
-        {"norm": "gn", "grid": 4, "head_stride": 1, "head": "fc", "fc_channels": 512, "dropout": 0.0},
-        120,
-        id="v1-resnet34-fc",
-        marks=pytest.mark.slow,
-    ),
-]
+V1: dict[str, Any] = {"norm": "gn", "grid": 4, "head_stride": 1}
 
 
-@pytest.mark.parametrize(("name", "options", "steps"), CASES)
-def test_two_images_by_heart(name: str, options: dict[str, Any], steps: int) -> None:
-    torch.manual_seed(0)
-    images, targets = zip(
-        scene([(0, [10, 12, 50, 60]), (1, [70, 64, 120, 100])]), scene([(1, [20, 30, 60, 110]), (0, [80, 10, 116, 40])])
-    )
-    detector = create(name, num_classes=2, image_size=SIZE, **options)
-    batch = make_batch(images, detector.preprocessing)
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    detector.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = torch.stack(list(detector(batch, list(targets)).values())).sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-    for prediction, target in zip(detector.eval().predict(batch), targets):
-        iou, nearest = box_iou(prediction.boxes[:2], target.boxes).max(1)
-        assert sorted(nearest.tolist()) == [0, 1], (prediction.scores[:6], prediction.boxes[:6])
-        # v1's scores are confidence x class, and its confidence is the IoU itself.
-        assert bool((iou >= 0.8).all()) and bool((prediction.scores[:2] > 0.7).all()), (iou, prediction.scores[:6])
-        assert torch.equal(prediction.labels[:2], target.labels[nearest])
+def test_the_smallest_of_v3_by_heart() -> None:
+    assert_learns_by_heart("yolo_v3_tiny", side=128, steps=45, lr=2e-3, least_score=0.8, norm="gn")
+
+
+def test_the_smallest_of_v1_by_heart() -> None:
+    """Its scores are confidence x class, and its confidence is the IoU itself."""
+    options = V1 | {"backbone": "resnet18", "head_channels": 64}
+    assert_learns_by_heart("yolo_v1_resnet34", side=128, steps=45, lr=2e-3, least_score=0.7, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["gn", "frozen_bn"])
+def test_yolo_v3_by_heart(norm: str) -> None:
+    assert_learns_by_heart("yolo_v3_darknet53", side=128, steps=80, lr=1e-3, least_score=0.7, norm=norm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["focal", "alpha_ce", "ohem", "hard_negative"])
+def test_every_loss_of_objectness_by_heart(loss: str) -> None:
+    assert_learns_by_heart("yolo_v3_tiny", side=128, steps=100, lr=2e-3, norm="gn", loss=loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["conv", "fc"])
+def test_yolo_v1_by_heart(head: str) -> None:
+    options = V1 | {"head": head, "fc_channels": 512, "dropout": 0.0}
+    assert_learns_by_heart("yolo_v1_resnet34", side=128, steps=120, lr=1e-3, least_score=0.7, **options)
