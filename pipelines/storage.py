@@ -24,7 +24,8 @@ from pipelines.retries import is_refused, retrying, wait_a_little
 
 _CREATE_ATTEMPTS = 8
 _CHUNK = 8 * 2**20
-_S3_SCHEMES = frozenset({"s3", "s3a"})
+# Stores whose fsspec implementation creates on condition: If-None-Match, or a generation match of 0.
+_EXCLUSIVE_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs"})
 
 
 def redact(uri: str) -> str:
@@ -218,15 +219,15 @@ class Store:
         """
         if self.is_local:
             return self._link_new(path, content)
-        if self.scheme not in _S3_SCHEMES:
+        if self.scheme not in _EXCLUSIVE_SCHEMES:
             raise ValueError(
                 f"{self.scheme}:// cannot create a file exclusively, so racing writers could corrupt "
-                f"{redact(self.uri)}; write to a local disk or s3://"
+                f"{redact(self.uri)}; write to a local disk, s3:// or gs://"
             )
         full = self._full(path)
         for attempt in range(_CREATE_ATTEMPTS):
             try:
-                # A single PUT with If-None-Match; s3fs never cuts it into parts in this mode below 5 GB.
+                # A single conditional PUT; in this mode neither s3fs nor gcsfs cuts it into parts below 5 GB.
                 create = partial(self.fs.pipe_file, full, content, mode="create", chunksize=5 * 2**30)
                 retrying(create, redact(self.join(path)), attempts=1)
                 return True
