@@ -119,12 +119,31 @@ def _options(kind: str, factory: Any, *, skip: Collection[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def detectors() -> str:
+    """Markdown: every detector with its size, and all known weights."""
+    from detectors.figures import read_figures
+    from detectors.weights import KNOWN_WEIGHTS, weights_for
+
+    lines = ["| detector | task | backbone | input | parameters | multiply-adds | weights |", "| --- " * 7 + "|"]
+    for name, found in read_figures().items():
+        known = ", ".join(f"`{weights.name}`" for weights in weights_for(name, found.backbone))
+        size = f"{found.image_size} | {found.parameters / 1e6:.1f} M | {found.multiply_adds / 1e9:.1f} G"
+        lines.append(f"| `{name}` | {found.task} | {found.backbone} | {size} | {known} |")
+    lines += ["", "## Known weights\n", "| weights | trained on | licence | sha256 | file |", "| --- " * 5 + "|"]
+    for weights in KNOWN_WEIGHTS:
+        digest = f"`{weights.sha256[:16]}`" if weights.sha256 else "not published"
+        link = f"[{weights.url.rpartition('/')[2]}]({weights.url})"
+        lines.append(f"| `{weights.name}` | {weights.trained_on} | {weights.licence} | {digest} | {link} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": reference,
     "train.md": lambda: settings(TrainConfig),
     "label.md": lambda: settings(LabelConfig),
     "ingest.md": lambda: f"### Settings\n\n{settings(IngestConfig)}\n\n{sources()}",
     "export.md": exports,
+    "detectors.md": detectors,
 }
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
