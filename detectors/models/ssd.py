@@ -34,7 +34,7 @@ class SsdOptions:
         backbone: VGG-16 is the one there is.
         mean, std: of its preprocessing, 0..255.
         image_size: every image is stretched to this square, pixels.
-        norm: behind the convolutions: none (paper), gn or bn, which make learning from random weights possible.
+        norm: behind the convolutions: none (paper); gn, bn or sync_bn make learning from random weights possible.
         width: channels relative to the paper's.
         frozen_stages: first stages of VGG that never change, 0 to 5.
         extra_layers: behind fc7, see ``SsdVgg16``.
@@ -89,8 +89,8 @@ class SsdOptions:
     def __post_init__(self) -> None:
         if self.backbone != "vgg16":
             raise ValueError(f"backbone is {self.backbone!r}; SSD has vgg16 (ssd_grid_resnet34 takes any timm network)")
-        if self.norm not in ("none", "gn", "bn"):
-            raise ValueError(f"norm is {self.norm!r}; VGG has none of its own to freeze: choose none, gn or bn")
+        if self.norm not in ("none", "gn", "bn", "sync_bn"):
+            raise ValueError(f"norm is {self.norm!r}; VGG has none to freeze: choose none, gn, bn or sync_bn")
         if self.box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss is {self.box_loss!r}; choose one of {', '.join(BOX_LOSSES)}")
         if unknown := set(self.extra_layers) - set(EXTRA_LAYERS):

@@ -16,12 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.versions import open_dataset
+from tests.benchmarks.processes import process_tree
 from tests.benchmarks.record import append_result, load_average, table
 
 IMAGES, ANNOTATIONS, MOST_GIB = 118_000, 860_000, 1.5
@@ -79,7 +79,7 @@ def measure(annotations: Path, dataset: Path) -> tuple[dict[str, float], float]:
     peaks: dict[int, tuple[str, int]] = {}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            for pid in _tree(process.pid):
+            for pid in process_tree(process.pid):
                 status = _status(pid)
                 if status is not None:
                     peaks[pid] = status
@@ -91,20 +91,6 @@ def measure(annotations: Path, dataset: Path) -> tuple[dict[str, float], float]:
     for name, kib in peaks.values():
         named[name] = max(named.get(name, 0.0), kib / 2**20)
     return named, seconds
-
-
-def _tree(root: int) -> Iterator[int]:
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-    found = {root}
-    while new := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= new
-    yield from found
 
 
 def _status(pid: int) -> tuple[str, int] | None:

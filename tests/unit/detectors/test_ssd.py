@@ -15,6 +15,7 @@ from detectors.blocks.default_boxes import DefaultBoxes, tile_default_boxes
 from detectors.blocks.matchers import BACKGROUND, IGNORED
 from detectors.blocks.vgg import L2Norm, map_sizes
 from detectors.models.ssd import SSD, SSDS
+from detectors.optimize import optimize
 from detectors.structures import Batch, Target
 
 CPU = torch.device("cpu")
@@ -222,12 +223,25 @@ def test_background_is_never_reported() -> None:
     assert found.scores[0].item() == pytest.approx(math.exp(2) / (math.e + 1 + math.exp(2)))
 
 
+def test_optimized_with_its_norms_folded_it_says_the_same() -> None:
+    torch.manual_seed(0)
+    model: Any = create("ssd300_vgg16", num_classes=2, norm="bn", **SMALL)
+    for _ in range(3):
+        model(batch_of(2), [target([[10.0, 10, 50, 60]])] * 2)  # statistics that are not trivial
+    fast: Any = optimize(model.eval())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fast.modules())
+    with torch.no_grad():
+        ours, theirs = model.dense(batch_of(1).images), fast.dense(batch_of(1).images)
+    for a, b in zip((*ours.logits, *ours.deltas), (*theirs.logits, *theirs.deltas)):
+        torch.testing.assert_close(a, b, atol=1e-5 * float(a.abs().max()), rtol=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"image_size": 96}, "images of 96 px leave no cell on map 5 of 6"),
         ({"backbone": "resnet50"}, "SSD has vgg16"),
-        ({"norm": "frozen_bn"}, "choose none, gn or bn"),
+        ({"norm": "frozen_bn"}, "choose none, gn, bn or sync_bn"),
         ({"extra_layers": ("halve", "third")}, "extra_layers has third; choose of halve, valid, last"),
         ({"box_ratio_counts": (1, 2)}, "2 box_ratio_counts for 6 maps"),
         ({"box_scales": (0.1, 0.2)}, "2 box scales for 6 maps; there must be one more than maps"),

@@ -1,0 +1,72 @@
+"""A process and all that it started, Ray's workers included, as /proc shows them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+
+def process_tree(root: int) -> Iterator[int]:
+    """A process and its descendants."""
+    parents = {pid: int(fields[1]) for pid, fields in _stats()}
+    found = {root}
+    while new := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= new
+    yield from found
+
+
+class TreeCpu:
+    """CPU seconds of this process and its descendants while it is entered.
+
+    They are looked at every ``every`` seconds; what a process used after the last look at it is not counted.
+    """
+
+    def __init__(self, *, every: float = 1.0) -> None:
+        self._every = every
+        self._used: dict[int, float] = {}
+        self._before: dict[int, float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> TreeCpu:
+        self._look()
+        self._before = dict(self._used)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    @property
+    def seconds(self) -> float:
+        return sum(used - self._before.get(pid, 0.0) for pid, used in self._used.items())
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every):
+            self._look()
+
+    def _look(self) -> None:
+        tree = set(process_tree(os.getpid()))
+        tick = os.sysconf("SC_CLK_TCK")
+        for pid, fields in _stats():
+            if pid in tree:
+                # A pid is not used again for something else within minutes; what it has used only grows.
+                used = (int(fields[11]) + int(fields[12])) / tick
+                self._used[pid] = max(used, self._used.get(pid, 0.0))
+
+
+def _stats() -> Iterator[tuple[int, list[str]]]:
+    """Fields of /proc/<pid>/stat behind the name: state, parent, ...; of all processes that are readable."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if len(fields) > 12:
+                yield int(entry.name), fields
