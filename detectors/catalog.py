@@ -12,6 +12,7 @@ from typing import Any
 from detectors.base import Detector, DetectorSpec
 from detectors.keymaps import load_backbone_weights
 from detectors.models.efficientdet import EFFICIENTDETS, EfficientDet
+from detectors.models.localizer import LOCALIZERS, Localizer
 from detectors.models.retinanet import RETINANETS, RetinaNet
 from detectors.models.ssd import SSD, SSDS
 from detectors.models.ssd_grid import SSD_GRIDS, SsdGrid
@@ -49,6 +50,7 @@ CATALOG: dict[str, CatalogEntry] = {
     **_family(SsdGrid, SSD_GRIDS, "boxes"),
     **_family(YoloV1, YOLO_V1S, "boxes"),
     **_family(YoloV3, YOLO_V3S, "boxes"),
+    **_family(Localizer, LOCALIZERS, "boxes"),
 }
 
 
