@@ -22,8 +22,13 @@ def ingest(config: IngestConfig) -> Result:
     """Reads a source into a dataset; the same source again finds the version that is there.
 
     Returns:
-        ``reference``, ``digest``, ``num_images``, ``num_objects``, ``splits``, ``ledger``.
+        ``reference``, ``digest``, ``num_images``, ``num_objects``, ``splits``, ``ledger``, ``duplicates``,
+        ``near_duplicates``.
     """
     version = ingest_task(config)
-    show_table("dataset", {key: version[key] for key in ("reference", "num_images", "num_objects")}, "Dataset")
+    told = {key: version[key] for key in ("reference", "num_images", "num_objects")}
+    told |= version["ledger"].get("reasons", {})
+    told |= {f"same bytes: {name}": count for name, count in version["duplicates"].items()}
+    told |= {f"looks alike: {name}": count for name, count in version["near_duplicates"].items()}
+    show_table("dataset", told, "Dataset")
     return version
