@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from detectors import create
 from detectors.blocks.norms import FrozenNormConv2d, replace_norms
+from detectors.folding import largest_change, raw_outputs
 from detectors.models.retinanet import RetinaNet
 from detectors.optimize import OptimizationWarning, has_fast_bfloat16, optimize
 from detectors.structures import Batch
@@ -114,17 +116,48 @@ def test_optimized_in_bfloat16(options: dict[str, Any]) -> None:
     for a, b in zip(ours.logits + ours.deltas, theirs.logits + theirs.deltas):
         assert a.dtype == torch.bfloat16
         assert (a.float() - b).abs().max() <= 1e-1 * b.abs().max()
-        assert (a.float() - b).abs().mean() <= 3e-2 * b.abs().max()
+        assert (a.float() - b).abs().mean() <= 5e-2 * b.abs().max()
     for prediction in fast.predict(BATCH):
         assert prediction.boxes.dtype == prediction.scores.dtype == torch.float32 and len(prediction) > 10
 
 
-def test_a_failing_compiler_is_told_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_told_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = detector({})
     monkeypatch.setattr(torch, "compile", lambda _f: _broken)
     with pytest.warns(OptimizationWarning, match=r"torch\.compile failed, running without it: no compiler here"):
         fast = optimize(plain, compile=True)
     assert len(fast.predict(BATCH)) == 2
+
+
+def test_a_compiler_that_fails_on_the_network_is_told_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = detector({})
+    monkeypatch.setattr(torch, "compile", lambda f: _broken if f.__name__ == "dense" else f)
+    fast = optimize(plain, compile=True)
+    with pytest.warns(OptimizationWarning, match=r"failed on RetinaNet\.dense, running without it: no compiler here"):
+        first = fast.predict(BATCH)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # told once
+        again = fast.predict(BATCH)
+    for a, b, c in zip(first, again, optimize(plain).predict(BATCH)):
+        assert torch.equal(a.boxes, b.boxes) and torch.equal(a.boxes, c.boxes)
+
+
+def test_bad_input_is_not_blamed_on_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda f: f)
+    fast = optimize(detector({}), compile=True)
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="channels"):
+        warnings.simplefilter("error")
+        fast.predict(replace(BATCH, images=IMAGES[:, :2]))
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    plain = detector({})
+    fast = optimize(plain, compile=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OptimizationWarning)
+        got = raw_outputs(fast, BATCH)
+    assert largest_change(got, raw_outputs(plain, BATCH)) <= 1e-4
 
 
 def test_nothing_is_said_when_all_is_done() -> None:

@@ -1,0 +1,171 @@
+"""BatchNorms of an evaluating detector multiplied into the convolutions before them, and proof that nothing changed."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from detectors.base import Detector
+from detectors.blocks.norms import FrozenNormConv2d
+from detectors.blocks.separable import LevelSubnet
+from detectors.structures import Batch
+
+MOST_CHANGE = 1e-2
+"""Of an output relative to the largest: what rounding (TF32's too) never reaches, and a wrong fold does."""
+
+
+class FoldingFailed(ValueError):
+    """A detector's norms cannot be folded; says why."""
+
+
+def fold_norms(detector: Detector) -> None:
+    """Multiplies every BatchNorm that directly follows a convolution into it, in place: frozen and evaluating ones.
+
+    Which norm follows which convolution is seen by predicting one image of noise; what is used twice is folded only
+    where both always come together. The raw outputs of the same image are compared afterwards.
+
+    Args:
+        detector: in ``eval`` mode, its ``network`` methods unchanged.
+    Raises:
+        FoldingFailed: the detector cannot predict the noise, or its outputs would change; it may then be half folded.
+    """
+    probe = probe_batch(detector)
+    try:
+        before = raw_outputs(detector, probe)
+        _fold_modules(detector)
+        _fold_pairs(detector, lambda: detector.predict(probe))
+        after = raw_outputs(detector, probe)
+    except Exception as error:
+        raise FoldingFailed(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    change = largest_change(after, before)
+    if not change <= MOST_CHANGE:
+        raise FoldingFailed(f"its outputs would change by {change:.2g} of the largest")
+
+
+def probe_batch(detector: Detector) -> Batch:
+    """One image of noise, as small as the detector takes."""
+    preprocessing = detector.preprocessing
+    wanted = preprocessing.size if preprocessing.resize == "stretch" else 128
+    side = -(-wanted // preprocessing.divisor) * preprocessing.divisor
+    noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([[side, side]])
+    images = noise.to(next(detector.parameters()).device).contiguous(memory_format=torch.channels_last)
+    return Batch(images=images, sizes=sizes, original_sizes=sizes)
+
+
+def raw_outputs(detector: Detector, batch: Batch) -> list[Tensor]:
+    """Every floating tensor that the ``network`` methods return while a batch is predicted, in float32."""
+    seen: list[Tensor] = []
+
+    def watched(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            result = method(*arguments, **named)
+            map_tensors(result, seen.append)
+            return result
+
+        return call
+
+    spied = copy.copy(detector)  # shares all modules; only its methods are watched
+    for name in detector.network:
+        object.__setattr__(spied, name, watched(getattr(detector, name)))
+    with torch.no_grad():
+        spied.predict(batch)
+    return [tensor.float() for tensor in seen if tensor.is_floating_point()]
+
+
+def largest_change(tensors: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of tensors, each relative to the largest value of its reference."""
+    if [t.shape for t in tensors] != [r.shape for r in references]:
+        return float("inf")
+    changes = [
+        float((t - r).abs().max() / r.abs().max().clamp(min=1e-6)) for t, r in zip(tensors, references) if t.numel()
+    ]
+    return max(changes, default=0.0)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """A structure of lists, tuples, mappings and dataclasses with ``function`` of each of its tensors instead."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        mapped = [map_tensors(item, function) for item in value]
+        return value._make(mapped) if hasattr(value, "_make") else type(value)(mapped)
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
+    return value
+
+
+def _fold_modules(network: nn.Module) -> None:
+    """What knows by itself how it is folded."""
+    for module, names in _named(network):
+        folded: nn.Module
+        match module:
+            case FrozenNormConv2d():
+                folded = module.to_conv()
+            case LevelSubnet():
+                folded = module.to_folded()
+            case _:
+                continue
+        for name in names:
+            network.set_submodule(name, folded)
+
+
+def _fold_pairs(network: nn.Module, run: Callable[[], object]) -> None:
+    names_of = {id(module): names for module, names in _named(network)}
+    for conv, norm in _pairs(network, run):
+        folded = FrozenNormConv2d(conv, norm, conv_name="", norm_name="").to_conv()
+        act = getattr(norm, "act", None)
+        for name in names_of[id(conv)]:
+            network.set_submodule(name, folded)
+        for name in names_of[id(norm)]:
+            network.set_submodule(name, act if isinstance(act, nn.Module) else nn.Identity())
+
+
+def _pairs(network: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions whose every output went into one norm, which got nothing else."""
+    made: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # keeps tensors alive: an id is unique only while they live
+    calls: Counter[nn.Module] = Counter()
+    met: Counter[tuple[nn.Conv2d, nn.BatchNorm2d]] = Counter()
+
+    def remember(conv: nn.Module, _x: object, y: Tensor) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        calls[conv] += 1
+        made[id(y)] = (conv, y, y._version)
+
+    def meet(norm: nn.Module, x: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        calls[norm] += 1
+        conv, _, version = made.get(id(x[0]), (None, None, 0))
+        if conv is not None and x[0]._version == version:  # nothing changed it in place since
+            met[conv, norm] += 1
+
+    hooks = []
+    for module in network.modules():
+        if type(module) in (nn.Conv2d, Conv2dSame):  # others may do something of their own with their weights
+            hooks.append(module.register_forward_hook(remember))
+        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            hooks.append(module.register_forward_pre_hook(meet))
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [pair for pair, count in met.items() if all(calls[module] == count for module in pair)]
+
+
+def _named(network: nn.Module) -> list[tuple[nn.Module, list[str]]]:
+    """Each module with all the names it goes by."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return [(module, of_module) for module, of_module in names.items() if of_module != [""]]
