@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from detectors.blocks.matchers import BACKGROUND
+from detectors.blocks.nms import batched_nms
 
 
 def balanced(
@@ -79,9 +79,6 @@ def ohem(
 ) -> Tensor:
     """Online hard example mining: NMS of the anchors by their losses, then the hardest of each image.
 
-    Greedy NMS looks at better boxes only, so the hardest max(3 * batch_size, 256) are tried first, and doubled until
-    the batch is full: exact, and far cheaper than trying all.
-
     Args:
         losses: (B, N) of each anchor; no gradient is needed.
         matched_idxs: (B, N) int64.
@@ -89,7 +86,9 @@ def ohem(
         batch_size: anchors an image.
         nms_iou: an anchor is dropped beside a harder one from beyond this IoU.
         negatives_per_positive: None takes the hardest whatever they are; 3 is the 1:3 variant: the hardest positives,
-            up to a quarter of the batch, and three times as many of the hardest background anchors.
+            up to a quarter of the batch, and three times as many of the hardest background anchors. There NMS is
+            among positives and among background: a detector that has learnt much has its positives at the far end
+            of the order, and NMS of all anchors down to there would take seconds an image.
         min_negatives: of the 1:3 variant, at least so many an image.
     Returns:
         (B, N) bool.
@@ -97,30 +96,20 @@ def ohem(
     """
     chosen = torch.zeros_like(matched_idxs, dtype=torch.bool)
     for i, (image_losses, matched) in enumerate(zip(losses, matched_idxs)):
-        candidates = ((matched >= 0) | (matched == BACKGROUND)).nonzero().squeeze(1)
-        order = candidates[image_losses[candidates].argsort(descending=True, stable=True)]
-        positive = matched[order] >= 0
-        tried = max(3 * batch_size, 256)
-        while True:
-            kept: Tensor = nms(anchors[order[:tried]].float(), image_losses[order[:tried]].float(), nms_iou)
-            if negatives_per_positive is None:
-                batch, full = kept[:batch_size], len(kept) >= batch_size
-            else:
-                batch, full = _in_ratio(kept, positive, tried, batch_size, negatives_per_positive, min_negatives)
-            if full or tried >= len(order):
-                break
-            tried *= 2
-        chosen[i, order[batch]] = True
+        positives, negatives = matched >= 0, matched == BACKGROUND
+        if negatives_per_positive is None:
+            chosen[i, _hardest(positives | negatives, image_losses, anchors, nms_iou, batch_size)] = True
+            continue
+        quota = int(batch_size / (1 + negatives_per_positive))
+        hard = _hardest(positives, image_losses, anchors, nms_iou, quota)
+        wanted = max(min_negatives, int(negatives_per_positive * len(hard)))
+        chosen[i, hard] = True
+        chosen[i, _hardest(negatives, image_losses, anchors, nms_iou, min(wanted, batch_size - len(hard)))] = True
     return chosen
 
 
-def _in_ratio(
-    kept: Tensor, positive: Tensor, tried: int, batch_size: int, negatives_per_positive: float, min_negatives: int
-) -> tuple[Tensor, bool]:
-    """The hardest positives and background anchors of ``kept``, and whether trying more could change them."""
-    quota = int(batch_size / (1 + negatives_per_positive))
-    positives = kept[positive[kept]][:quota]
-    wanted = min(batch_size - len(positives), max(min_negatives, int(negatives_per_positive * len(positives))))
-    negatives = kept[~positive[kept]][:wanted]
-    all_positives = len(positives) == quota or not bool(positive[tried:].any())
-    return torch.cat([positives, negatives]), all_positives and len(negatives) == wanted
+def _hardest(candidates: Tensor, losses: Tensor, anchors: Tensor, nms_iou: float, limit: int) -> Tensor:
+    """Indices of the ``limit`` hardest candidates, (N,) bool, that NMS leaves."""
+    places = candidates.nonzero().squeeze(1)
+    no_class = torch.zeros_like(places)
+    return places[batched_nms(anchors[places], losses[places], no_class, nms_iou, limit)]

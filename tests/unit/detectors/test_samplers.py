@@ -72,6 +72,15 @@ def test_ohem_is_exact_however_far_it_must_look() -> None:
     assert chosen[0].nonzero().squeeze(1).tolist() == [0, 600, 601, 649]
 
 
+def test_in_ratio_nms_is_among_positives_and_among_background() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 9, 10], [0, 0, 9, 9], [50, 50, 60, 60]])
+    losses = torch.tensor([[5.0, 4, 3, 2, 1]])
+    matched = torch.tensor([[BACKGROUND, 0, 0, BACKGROUND, BACKGROUND]])
+    chosen = ohem(losses, matched, anchors, batch_size=8, nms_iou=0.5, negatives_per_positive=3.0)
+    assert chosen[0].tolist() == [True, True, False, False, True]
+    assert ohem(losses, matched, anchors, batch_size=8, nms_iou=0.5)[0].tolist() == [True, False, False, False, True]
+
+
 def test_ignored_anchors_are_never_sampled() -> None:
     matched = torch.full((1, 30), IGNORED)
     losses, anchors = torch.rand(1, 30), torch.rand(30, 4).cumsum(1)
