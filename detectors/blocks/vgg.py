@@ -88,8 +88,8 @@ class SsdVgg16(nn.Module):
         for part in (self.fc, self.extra):
             for conv in (m for m in part.modules() if isinstance(m, nn.Conv2d)):
                 nn.init.xavier_uniform_(conv.weight)
-        for cut in self.body.cuts[:frozen_stages][-1:]:
-            self.body.features[:cut].requires_grad_(False)
+        self._frozen = self.body.cuts[frozen_stages - 1] if frozen_stages else 0
+        self.body.features[: self._frozen].requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to two maps and one for each extra layer.
@@ -103,6 +103,11 @@ class SsdVgg16(nn.Module):
         for layer in self.extra:
             maps.append(layer(maps[-1]))
         return maps
+
+    def train(self, mode: bool = True) -> SsdVgg16:
+        super().train(mode)
+        self.body.features[: self._frozen].eval()  # statistics of frozen norms stay as they are, too
+        return self
 
 
 class L2Norm(nn.Module):

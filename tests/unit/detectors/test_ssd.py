@@ -223,6 +223,16 @@ def test_background_is_never_reported() -> None:
     assert found.scores[0].item() == pytest.approx(math.exp(2) / (math.e + 1 + math.exp(2)))
 
 
+def test_frozen_stages_do_not_learn() -> None:
+    model: Any = create("ssd300_vgg16", num_classes=2, norm="bn", frozen_stages=2, **SMALL).train()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    stages = model.backbone.body.features[: model.backbone.body.cuts[1]]
+    assert frozen == {f"backbone.body.features.{name}" for name, _ in stages.named_parameters()}
+    before = [b.clone() for b in stages.buffers()]
+    model(batch_of(2), [target([[10.0, 10, 50, 60]])] * 2)
+    assert before and all(torch.equal(a, b) for a, b in zip(before, stages.buffers()))
+
+
 def test_optimized_with_its_norms_folded_it_says_the_same() -> None:
     torch.manual_seed(0)
     model: Any = create("ssd300_vgg16", num_classes=2, norm="bn", **SMALL)
