@@ -1,4 +1,4 @@
-"""Commands that change a dataset, each a process of its own, all at once: everybody's change is there afterwards."""
+"""Commands that look after a dataset: all at once, each a process of its own; and one by one, on an S3 server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flows.cli import app
 from pipelines.maintenance import verify, verify_newest
 from pipelines.revisions import diff
 from pipelines.versions import open_dataset
+from tests.conftest import S3Server
 from tests.making import coco_document, coco_images, encoded, write_coco
 
 BOXMILL = Path(sys.executable).parent / "boxmill"
@@ -58,3 +59,27 @@ def test_every_change_lands_beside_every_other(tmp_path: Path):
         "images of this file were purged since, which older versions then lack"
     }
     assert "3.jpg" in diff(f"{uri}@labels/gt:1", left.reference).removed
+
+
+def test_every_command_on_s3(s3_server: S3Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    options = write_coco(tmp_path, "val", coco_document(6), coco_images(6))
+    (tmp_path / "corrected.json").write_text(json.dumps(coco_document(6, objects_each=1)))
+    uri = s3_server.uri("maintained/d")
+
+    def told(*command: str) -> dict:
+        assert app.run([*command, "--json"]) == 0
+        out = capfd.readouterr().out
+        assert s3_server.secret_key not in out
+        return json.loads(out)
+
+    told("ingest", "coco", options["annotations"], "--images", options["images"], "--dataset", uri)
+    assert told("get", uri, "2.jpg", "--out", s3_server.uri("maintained/2.jpg"))["out"].endswith("maintained/2.jpg")
+    assert told("relabel", uri, str(tmp_path / "corrected.json"))["num_objects"] == 6
+    assert told("remove", uri, "1.jpg")["num_images"] == 5
+    assert told("rollback", f"{uri}@labels/gt:1")["num_objects"] == 12
+    assert told("diff", f"{uri}@labels/gt:1")["differ"] is False
+    assert told("purge", uri, "3.jpg", "--yes")["versions"] == {"gt": f"{uri}@labels/gt:5"}
+    assert told("versions", uri)["versions"][0]["operation"] == "purge"
+    assert told("verify", uri)["sound"] and told("duplicates", uri)["duplicates"] == []
+    assert told("vacuum", uri, "--dry-run")["paths"] == []
+    assert told("inspect", uri, "--ledger")["images"]["seen"] == 6
