@@ -4,7 +4,8 @@ Boxes: VOC counts pixels from 1 and includes both ends, so ``x = xmin - 1``, ``w
 clipped to the image. A box with xmax <= xmin or ymax <= ymin is a slip of the annotator's mouse, not one pixel wide:
 it gets no area and the checks drop it. ``difficult``, ``truncated``, ``occluded`` and ``pose`` become attributes;
 a difficult object is an object, not a crowd. ``part`` (of a person layout) and ``actions`` become attributes too.
-Where ``SegmentationObject`` has a PNG of the image, its objects get their masks: index n is the n-th object.
+Where ``SegmentationObject`` has a PNG of the image, its objects get their masks: index n is the n-th object. A PNG in
+``SegmentationClass`` alone tells no objects apart: it is not read, and the ledger counts one annotation dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from defusedxml.ElementTree import fromstring
 from pipelines.ledger import LedgerEntry
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
-from pipelines.sources.voc_masks import MASKS, with_masks
+from pipelines.sources.voc_masks import CLASS_MASKS, MASKS, with_masks
 from pipelines.storage import FileStat, Store, absolute, redact
 
 _MAIN_SPLITS = ("train", "val", "test", "trainval")
@@ -108,13 +109,14 @@ class VocSource:
         return LabelMap(categories=tuple(Category(category_id=i, name=n) for i, n in enumerate(names, start=1)))
 
     def inputs(self) -> Iterator[FileStat]:
-        for folder in ("Annotations", "ImageSets/Main", "JPEGImages", MASKS):
+        for folder in ("Annotations", "ImageSets/Main", "JPEGImages", MASKS, CLASS_MASKS):
             for stat in self.store.list_files(folder):
                 yield FileStat(path=self.store.join(stat.path), size=stat.size, etag=stat.etag)
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
         images = {_stem(stat.path): stat for stat in self.store.list_files("JPEGImages")}
         masks = {_stem(stat.path): stat.path for stat in self.store.list_files(MASKS) if stat.path.endswith(".png")}
+        classes = {_stem(stat.path): stat.path for stat in self.store.list_files(CLASS_MASKS)}
         with_xml = {_stem(stat.path) for stat in self.store.list_files("Annotations") if stat.path.endswith(".xml")}
         ids = {c.name: c.category_id for c in self.label_map.categories}
         names = self._names(list(images))
@@ -128,6 +130,8 @@ class VocSource:
                     if isinstance(item, SourceItem) and item.annotations is not None and name in masks:
                         item = replace(item, payload={"mask": self.store.join(masks[name])})
                     yield item
+                    if isinstance(item, SourceItem) and name in classes and name not in masks:
+                        yield _unread_mask(item.image_id, classes[name])
 
     def _names(self, stems: list[str]) -> Iterator[tuple[str, str]]:
         for split in self.splits:
@@ -196,6 +200,16 @@ class VocSource:
     def load(self, item: SourceItem) -> ImageRecord:
         record = record_from_bytes(item, read_item(item))
         return with_masks(record, item.payload["mask"]) if "mask" in item.payload else record
+
+
+def _unread_mask(image_id: str, path: str) -> LedgerEntry:
+    return LedgerEntry(
+        subject="annotation",
+        fate="dropped",
+        reason=f"a mask of classes ({CLASS_MASKS}) tells no objects apart",
+        image_id=image_id,
+        detail=path,
+    )
 
 
 def parse_voc(content: bytes) -> VocFile:

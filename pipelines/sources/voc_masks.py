@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from pipelines.records import ImageRecord, Rle
 from pipelines.sources.mask_png import read_mask_png, segment_masks
 
-MASKS = "SegmentationObject"
+MASKS, CLASS_MASKS = "SegmentationObject", "SegmentationClass"
 _NO_OBJECT = (0, 255)
 
 

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from pipelines.checks import BadImage
+from pipelines.ledger_listing import read_ledger
 from pipelines.sources import open_source
 from pipelines.sources.drawn import decode_mask
 from tests.hostile.case import encoded, jpeg, picture
 from tests.scenes import read_source
+from workers.ingest import ingest
 
 _OBJECT = (
     "<object><name>person</name><bndbox><xmin>{0}</xmin><ymin>3</ymin><xmax>{1}</xmax><ymax>15</ymax></bndbox>"
@@ -64,3 +66,17 @@ def test_a_bad_mask_file_is_told_of(tmp_path, mask):
     (item,) = source.scan()
     with pytest.raises(BadImage, match=r"SegmentationObject/a\.png"):
         source.load(item)
+
+
+def test_a_mask_of_classes_alone_is_told_of(tmp_path):
+    options = make(tmp_path, None)
+    indices = np.ones((24, 32), np.int64)
+    (tmp_path / "SegmentationClass").mkdir()
+    (tmp_path / "SegmentationClass/a.png").write_bytes(palette(indices))
+    version = ingest(open_source("voc", **options), str(tmp_path / "dataset"))
+    assert version.ledger["annotations"] == {"seen": 3, "imported": 2, "mended": 0, "dropped": 1, "quarantined": 0}
+    (entry,) = read_ledger(version.reference).entries()
+    assert (entry.image_id, entry.detail) == ("JPEGImages/a.jpg", "SegmentationClass/a.png")
+    # Beside the objects' masks it says nothing that these do not.
+    (tmp_path / "SegmentationObject/a.png").write_bytes(palette(indices))
+    assert read_source("voc", **options)[2] == []
