@@ -10,15 +10,17 @@ group that are for no class (a background, coordinates).
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from detectors.base import Detector
+from detectors.base import Detector, DetectorSpec
 from detectors.catalog import create
 from detectors.keymaps import (
     LoadReport,
@@ -238,18 +240,25 @@ class ClassRows:
 
 def class_rows(detector: Detector) -> dict[str, ClassRows]:
     """The tensors of a detector whose first dimension counts classes, found by building it with one class more."""
-    spec = detector.spec
-    with torch.device("meta"):
-        wider = create(replace(spec, num_classes=spec.num_classes + 1)).state_dict()
+    classes = detector.spec.num_classes
+    wider = _shapes_with_one_class_more(json.dumps(detector.spec.to_json()))
     found = {}
     for name, tensor in detector.state_dict().items():
-        if wider[name].shape == tensor.shape:
+        if wider[name] == tensor.shape:
             continue
-        groups = wider[name].shape[0] - tensor.shape[0]
-        extra = tensor.shape[0] // groups - spec.num_classes
-        assert tensor.shape[0] == groups * (extra + spec.num_classes), f"{name} has rows that are of no whole group"
-        found[name] = ClassRows(groups=groups, extra=extra, classes=spec.num_classes)
+        groups = wider[name][0] - tensor.shape[0]
+        extra = tensor.shape[0] // groups - classes
+        assert tensor.shape[0] == groups * (extra + classes), f"{name} has rows that are of no whole group"
+        found[name] = ClassRows(groups=groups, extra=extra, classes=classes)
     return found
+
+
+@lru_cache(maxsize=8)
+def _shapes_with_one_class_more(spec: str) -> dict[str, torch.Size]:
+    one_more = DetectorSpec.from_json(json.loads(spec))
+    with torch.device("meta"):
+        detector = create(replace(one_more, num_classes=one_more.num_classes + 1))
+    return {name: tensor.shape for name, tensor in detector.state_dict().items()}
 
 
 def count_classes(detector: Detector, state: State) -> int:

@@ -19,7 +19,7 @@ SMALL = {"image_size": 64, "head_depth": 1, "fpn_channels": 16, "head_channels":
 
 def make(num_classes: int, seed: int = 0, **options: object) -> Detector:
     torch.manual_seed(seed)
-    detector = create("retinanet_lite0", num_classes=num_classes, **(SMALL | options)).eval()
+    detector = create("retinanet_r18_fpn", num_classes=num_classes, **(SMALL | options)).eval()
     for key, tensor in detector.state_dict().items():
         if "class_logits" in key:
             tensor.normal_()
@@ -77,7 +77,7 @@ def test_another_head_is_left_out_and_said(batch: Batch) -> None:
 
 def test_another_backbone_is_refused() -> None:
     with pytest.raises(WeightsMismatch, match=r"backbone\.body\.\S+ (lacks|is \()"):
-        load_state(make(3, backbone="efficientnet_b0"), make(3).state_dict(), source_classes=None, classes=None)
+        load_state(make(3, backbone="resnet34"), make(3).state_dict(), source_classes=None, classes=None)
     with pytest.raises(WeightsMismatch, match="2 names of classes"):
         load_state(make(3), make(3).state_dict(), source_classes=["a", "b"], classes=["a", "b", "c"])
 
@@ -155,5 +155,7 @@ def test_files_that_are_no_whole_detectors(tmp_path: Path) -> None:
 
 def test_a_detectors_own_state_dict_in_a_file(tmp_path: Path) -> None:
     torch.save(make(2).state_dict(), tmp_path / "own.pth")
-    report = load_weights(make(2, seed=1), tmp_path / "own.pth", rows=lambda count: ["a", "b"][:count], classes=["b", "c"])
+    report = load_weights(
+        make(2, seed=1), tmp_path / "own.pth", rows=lambda count: ["a", "b"][:count], classes=["b", "c"]
+    )
     assert report.key_map == "boxmill" and report.classes_copied == ("b",) and report.untouched == ()

@@ -106,7 +106,7 @@ def effdet(name: str) -> nn.Module:
 RELEASED = [
     pytest.param("retinanet_r50_fpn", torchvision_retinanet, 91, marks=pytest.mark.slow),
     pytest.param("ssd300_vgg16", torchvision_ssd, 90, marks=pytest.mark.slow),
-    pytest.param("efficientdet_lite0", lambda: effdet("efficientdet_lite0"), 90),
+    pytest.param("efficientdet_lite0", lambda: effdet("efficientdet_lite0"), 90, marks=pytest.mark.slow),
 ]
 
 
@@ -130,6 +130,7 @@ def test_a_released_files_tensors_all_find_their_place(
     assert report.classes_copied == tuple(NAMES) and report.classes_new == ()
 
 
+@pytest.mark.slow
 def test_a_file_of_darknets(tmp_path: Path) -> None:
     """``yolov3-tiny.weights`` in its form: a header and as many numbers as the network has."""
     ours = create("yolo_v3_tiny", num_classes=80)

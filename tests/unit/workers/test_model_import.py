@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import resnet18
 from torchvision.models.detection import retinanet_resnet50_fpn
 
 import detectors
@@ -75,7 +76,7 @@ def test_an_imported_retinanet_finds_what_torchvisions_finds(theirs, tmp_path: P
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    detector = detectors.create("retinanet_lite0", num_classes=3, **SMALL)
+    detector = detectors.create("retinanet_r18_fpn", num_classes=3, **SMALL)
     path = tmp_path_factory.mktemp("own") / "weights.pth"
     torch.save(detector.state_dict(), path)
     return path
@@ -85,7 +86,12 @@ SMALL = {"image_size": 64, "fpn_channels": 16, "head_channels": 16, "head_depth"
 
 
 def config(own: Path, tmp_path: Path, **changes) -> ImportConfig:
-    given = {"detector": "retinanet_lite0", "out": str(tmp_path / "m"), "weights": str(own), "detector_options": SMALL}
+    given = {
+        "detector": "retinanet_r18_fpn",
+        "out": str(tmp_path / "m"),
+        "weights": str(own),
+        "detector_options": SMALL,
+    }
     return ImportConfig(**(given | changes))
 
 
@@ -119,9 +125,10 @@ def test_what_cannot_become_a_model_is_told(own: Path, tmp_path: Path) -> None:
         import_model(config(own, tmp_path, categories=write(tmp_path / "bad.json", [1])))
     with pytest.raises(FileNotFoundError, match=r"no file of categories at .*none\.json"):
         import_model(config(own, tmp_path, categories=str(tmp_path / "none.json")))
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(ValueError, match="it is a backbone alone; train with pretrained"):
-        import_model(config(own, tmp_path, weights="imagenet", categories=write(tmp_path / "c.json", ["a"])))
+        import_model(config(tmp_path / "resnet18.pth", tmp_path, categories=write(tmp_path / "c.json", ["a"])))
     names = write(tmp_path / "abc.json", ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"is not all of retinanet_lite0: it lacks head\.\S+.*train with pretrained"):
+    with pytest.raises(ValueError, match=r"is not all of retinanet_r18_fpn: it lacks head\.\S+.*train with pretrained"):
         import_model(config(own, tmp_path, categories=names, detector_options={**SMALL, "head_channels": 32}))
     assert not (tmp_path / "m").exists()
