@@ -150,8 +150,8 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
     """
     conflicts = failures = 0
     tried = -1
+    delta = _open(table)
     while True:
-        delta = _open(table)
         if delta.version() > tried >= 0:  # somebody else was first, that is no failure
             conflicts, failures = conflicts + 1, 0
         if delta.transaction_version(transaction_id) is not None:
@@ -179,6 +179,16 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
                 raise
         tried = snapshot.version
         time.sleep(random.uniform(0.005, 0.02 * 2 ** min(conflicts + failures, 5)))
+        delta = _refreshed(table, delta)
+
+
+def _refreshed(table: Store, delta: DeltaTable) -> DeltaTable:
+    """The table at its newest version; only commits that came since are read."""
+    try:
+        delta.update_incremental()
+    except (DeltaError, OSError):
+        return _open(table)  # which says what is wrong
+    return delta
 
 
 def newest_version(table: Store) -> int:
