@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipelines.versions import open_dataset
 from tests.conftest import S3Server
 from tests.faults.remote import RemoteProxy, remote_proxy
 from tests.faults.rules import Fault, Rule
-from tests.faults.runs import content, small_ingest, small_source, start_victim
+from tests.faults.runs import content, small_ingest, small_source, start_victim, wait_until_stopped
 from tests.s3.rgw import use_server
 
 WRITES = {
@@ -106,6 +107,21 @@ def test_killed_over_s3(point: str, proxy: RemoteProxy, new_uri: str, source):
         assert victim.wait(120) == -signal.SIGKILL
     small_ingest(options, new_uri)
     assert content(new_uri) == expected
+
+
+def test_a_zombie_wakes_on_s3_after_its_replacement_has_committed(proxy: RemoteProxy, new_uri: str, source):
+    options, expected = source
+    with start_victim(options, new_uri, "between-data-and-receipt", signal.SIGSTOP) as zombie:
+        try:
+            wait_until_stopped(zombie)
+            replacement = small_ingest(options, new_uri)
+            os.kill(zombie.pid, signal.SIGCONT)
+            _, errors = zombie.communicate(timeout=120)
+        finally:
+            zombie.kill()
+    assert zombie.returncode == 0, errors.decode()
+    assert content(new_uri) == expected
+    assert open_dataset(new_uri).reference == replacement.reference
 
 
 @pytest.mark.parametrize("write", ["shard", "labels", "receipt", "labels-commit"])

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from pipelines import open_dataset, planning
+from tests.faults.runs import content
 from tests.making import coco_document, coco_images, write_coco
 
 TASKS = 3
+# Options of the source, the version, names of its shards, all that it says and holds to the byte.
+Undisturbed = tuple[dict[str, str], dict[str, Any], list[str], dict[str, Any]]
 # Where to die: (module, function, before or after, at which call).
 POINTS = {
     "before the plan is there": ("pipelines.jobs.Job.save_plan", "before", 1),
@@ -69,7 +72,7 @@ def _run(options: dict[str, str], uri: str, point: str | None) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, Any], list[str]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("source")
     images = coco_images(11)
     images["5.jpg"] = images["5.jpg"][:-20]
@@ -78,14 +81,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str
         patch.setattr(planning, "MAX_SHARD_IMAGES", 4)
         patch.setattr(import_module("workers.ingest"), "_TASKS_WITHOUT_RAY", 100)
         version = _ingest(options, str(folder / "undisturbed"), None)
-    return options, version, sorted(p.name for p in (folder / "undisturbed/images").glob("*.parquet"))
+    names = sorted(p.name for p in (folder / "undisturbed/images").glob("*.parquet"))
+    return options, version, names, content(str(folder / "undisturbed"))
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_and_run_again(
-    point: str, tmp_path: Path, undisturbed: tuple[dict[str, str], dict[str, Any], list[str]]
-) -> None:
-    options, expected, image_files = undisturbed
+def test_killed_and_run_again(point: str, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    options, expected, image_files, files = undisturbed
     uri = str(tmp_path / "dataset")
     assert _run(options, uri, point) == -signal.SIGKILL
     assert _run(options, uri, None) == 0
@@ -96,4 +98,5 @@ def test_killed_and_run_again(
     assert expected["ledger"]["images"]["quarantined"] == 1
     assert sorted(p.name for p in (tmp_path / "dataset/images").glob("*.parquet")) == image_files
     assert sum(1 for _ in dataset.records()) == 10
+    assert content(uri) == files
     assert len(list((tmp_path / "dataset/_jobs").glob("*/done/*.json"))) == TASKS
