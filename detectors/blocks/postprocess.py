@@ -15,7 +15,7 @@ from torch import Tensor
 from detectors.blocks.candidates import Activation, Background, LabelsPerAnchor, TopkOf, find_candidates
 from detectors.blocks.codecs import decode_boxes
 from detectors.blocks.heads import DenseOutputs
-from detectors.blocks.nms import batched_nms
+from detectors.blocks.nms import nms_of_images
 from detectors.structures import Batch, Prediction
 
 Decode = Callable[[Tensor, Tensor], Tensor]
@@ -94,29 +94,26 @@ def select_detections(
         labels_per_anchor=selection.labels_per_anchor,
     )
     boxes = decode(found.deltas, anchors[found.anchor])
+    limits = batch.sizes.flip(1).repeat(1, 2).to(boxes)  # width, height, width, height
+    boxes = torch.minimum(boxes.clamp(min=0), limits[found.image])
     counts = torch.bincount(found.image, minlength=len(batch)).tolist()
-    sizes, originals = batch.sizes.tolist(), batch.original_sizes.tolist()
-    predictions = []
-    for size, original, *of_image in zip(
-        sizes, originals, boxes.split(counts), found.score.split(counts), found.label.split(counts)
-    ):
-        predictions.append(_predict(*of_image, (size[0], size[1]), (original[0], original[1]), selection))
-    return predictions
-
-
-def _predict(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    size: tuple[int, int],
-    original: tuple[int, int],
-    selection: DenseSelection,
-) -> Prediction:
-    boxes = clip_boxes(boxes, size)
-    keep = batched_nms(boxes, scores, labels, selection.nms_iou, selection.max_detections)
-    return Prediction(
-        boxes=scale_boxes(boxes[keep], size, original), labels=labels[keep], scores=scores[keep], size=original
-    )
+    kept = nms_of_images(boxes, found.score, found.label, counts, selection.nms_iou, selection.max_detections)
+    every, lengths = torch.cat(kept), [len(of_image) for of_image in kept]
+    return [
+        Prediction(
+            boxes=scale_boxes(of_image, (size[0], size[1]), (original[0], original[1])),
+            labels=labels,
+            scores=scores,
+            size=(original[0], original[1]),
+        )
+        for size, original, of_image, labels, scores in zip(
+            batch.sizes.tolist(),
+            batch.original_sizes.tolist(),
+            boxes[every].split(lengths),
+            found.label[every].split(lengths),
+            found.score[every].split(lengths),
+        )
+    ]
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms as torchvision_batched_nms
 from torchvision.ops import box_iou
 
-from detectors.blocks.nms import batched_nms
+from detectors.blocks.nms import batched_nms, nms_of_images
 
 
 def naive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, limit: int) -> list[int]:
@@ -71,3 +71,14 @@ def test_nothing_in_nothing_out() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="2 boxes, 3 scores"):
         batched_nms(torch.zeros(2, 4), torch.zeros(3), torch.zeros(3).long(), 0.5, 10)
+
+
+def test_images_do_not_see_each_other() -> None:
+    counts = [120, 0, 60, 1]
+    sets = [crowd(n, seed) for seed, n in enumerate(counts)]
+    boxes, scores, labels = (torch.cat(parts) for parts in zip(*sets))
+    kept = nms_of_images(boxes, scores, labels, counts, 0.5, 20)
+    first = 0
+    for of_image, found in zip(sets, kept):
+        assert (found - first).tolist() == naive(*of_image, 0.5, 20)
+        first += len(of_image[0])
