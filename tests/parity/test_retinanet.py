@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import retinanet_resnet50_fpn
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from detectors import create
+from detectors.blocks.matchers import IouMatcher
 from detectors.keymaps import WeightsMismatch, load_named, torchvision_retinanet
 from detectors.models.retinanet import RetinaNet
 from detectors.structures import Batch, Target
@@ -86,6 +88,20 @@ def test_losses(pair: Pair, counts: tuple[int, int], box_loss: str) -> None:
     assert (losses["box_regression"] > 0) == (sum(counts) > 0)
 
 
+@pytest.mark.parametrize(("high", "low", "low_quality"), [(0.6, 0.3, True), (0.5, 0.5, False)])
+def test_losses_of_other_matchings(
+    pair: Pair, high: float, low: float, low_quality: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair.ours, "matcher", IouMatcher(high=high, low=low, low_quality=low_quality))
+    monkeypatch.setattr(pair.theirs, "proposal_matcher", Matcher(high, low, allow_low_quality_matches=low_quality))
+    targets = make_targets((3, 1))
+    with torch.no_grad():
+        losses = pair.ours(pair.batch, targets)
+        expected = their_losses(pair.theirs, pair.batch.images, targets, "l1")
+    torch.testing.assert_close(losses["classification"], expected["classification"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses["box_regression"], expected["bbox_regression"], atol=1e-5, rtol=1e-5)
+
+
 def test_gradients(pair: Pair) -> None:
     # In float64: through fifty layers float32 rounding alone is worth 1e-3 of a gradient.
     ours, theirs = copy.deepcopy(pair.ours).double(), copy.deepcopy(pair.theirs).double()
@@ -104,7 +120,23 @@ def test_gradients(pair: Pair) -> None:
         assert (got - want).abs().max() <= 1e-5 * want.abs().max(), our_name
 
 
-def test_detections(pair: Pair) -> None:
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "few": {"score_threshold": 0.1, "topk": 300, "nms_iou": 0.3, "max_detections": 60},
+}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS.keys())
+def test_detections(pair: Pair, selection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair.ours, "selection", replace(pair.ours.selection, **selection))
+    chosen = pair.ours.selection
+    for name, value in (
+        ("score_thresh", chosen.score_threshold),
+        ("topk_candidates", chosen.topk),
+        ("nms_thresh", chosen.nms_iou),
+        ("detections_per_img", chosen.max_detections),
+    ):
+        monkeypatch.setattr(pair.theirs, name, value)
     with torch.no_grad():
         outputs = pair.theirs.head(their_features(pair.theirs, pair.batch.images))
         shapes = pair.ours.dense(pair.batch.images).shapes
