@@ -96,7 +96,7 @@ class Localizer(Detector):
             nms_iou=options.nms_iou,
             max_detections=options.max_detections,
             activation="softmax",
-            background="last",
+            background="first",
             topk_of="image",
             labels_per_anchor="best",
         )
@@ -107,7 +107,7 @@ class Localizer(Detector):
             nn.ReLU(inplace=True),
             nn.Dropout(options.dropout),
         )
-        self.class_logits = nn.Linear(options.hidden, options.objects * (num_classes + 1))
+        self.class_logits = nn.Linear(options.hidden, options.objects * (1 + num_classes))
         self.corners = nn.Linear(options.hidden, options.objects * 4)
         self.image_logits = nn.Linear(options.hidden, num_classes) if options.image_labels else None
 
@@ -115,7 +115,7 @@ class Localizer(Detector):
         """What (B, 3, H, W) normalised images show.
 
         Returns:
-            Class logits (B, S, C + 1), background last; corners (B, S, 4) xyxy as parts of the image's width and
+            Class logits (B, S, 1 + C), background first; corners (B, S, 4) xyxy as parts of the image's width and
             height; with ``image_labels`` the logits (B, C) of each class being there at all.
         """
         pooled = F.adaptive_avg_pool2d(self.backbone(images)[-1], self.options.pool)
@@ -123,7 +123,7 @@ class Localizer(Detector):
         corners = self.corners(hidden).unflatten(1, (-1, 4))
         if self.options.sigmoid_boxes:
             corners = corners.sigmoid()
-        logits = self.class_logits(hidden).unflatten(1, (-1, self.num_classes + 1))
+        logits = self.class_logits(hidden).unflatten(1, (-1, 1 + self.num_classes))
         return (logits, corners) if self.image_logits is None else (logits, corners, self.image_logits(hidden))
 
     def losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ class Localizer(Detector):
         classes, boxes = zip(*(self._slots(target) for target in targets))
         wanted, true = torch.stack(classes), torch.stack(boxes) / size[:, None]
         classification = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORED, reduction="sum")
-        shown = (wanted >= 0) & (wanted < self.num_classes)
+        shown = wanted > _BACKGROUND
         losses = {
             "classification": classification / (wanted != _IGNORED).sum().clamp(min=1),
             "box_regression": self.options.box_loss_weight
@@ -169,7 +169,7 @@ class Localizer(Detector):
         return self.dense(batch.images)[2].float().sigmoid()
 
     def _slots(self, target: Target) -> tuple[Tensor, Tensor]:
-        """(S,) class of each slot, C for background, and its (S, 4) box.
+        """(S,) what each slot is, 0 for background and else 1 + label, and its (S, 4) box.
 
         Beside crowd regions nobody knows whether there is nothing more: there, slots without an object are ignored.
         """
@@ -179,10 +179,10 @@ class Localizer(Detector):
         chosen = objects[largest]
         centres = target.boxes[chosen, 0] + target.boxes[chosen, 2]
         chosen = chosen[centres.argsort(stable=True)]
-        nothing = _IGNORED if bool(target.iscrowd.any()) else self.num_classes
+        nothing = _IGNORED if bool(target.iscrowd.any()) else _BACKGROUND
         classes = torch.full((self.options.objects,), nothing, dtype=torch.int64, device=target.labels.device)
         boxes = target.boxes.new_zeros((self.options.objects, 4), dtype=torch.float32)
-        classes[: len(chosen)] = target.labels[chosen]
+        classes[: len(chosen)] = 1 + target.labels[chosen]
         boxes[: len(chosen)] = target.boxes[chosen].float()
         return classes, boxes
 
@@ -192,7 +192,7 @@ class Localizer(Detector):
         return F.smooth_l1_loss(corners, true, beta=self.options.smooth_l1_beta, reduction="none").sum(1)
 
 
-_IGNORED = -100
+_BACKGROUND, _IGNORED = 0, -100
 
 
 def _present(target: Target, num_classes: int) -> Tensor:

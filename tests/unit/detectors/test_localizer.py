@@ -15,7 +15,7 @@ from detectors import create
 from detectors.batching import make_batch
 from detectors.models.localizer import LOCALIZERS, Localizer, LocalizerOptions
 from detectors.structures import Batch, Target
-from tests.overfitting import coloured_boxes
+from tests.overfitting import assert_learns_by_heart, coloured_boxes
 
 SMALL = replace(LOCALIZERS["localizer_resnet18"], image_size=64, norm="gn", pool=2, hidden=32, dropout=0.0)
 BATCH = Batch(
@@ -53,7 +53,7 @@ TWO = target([[32.0, 16, 64, 48], [0, 0, 16, 32]], [1, 0])
 
 def test_losses_of_one_object_by_hand() -> None:
     """The largest object counts: (0.5, 0.25, 1, 0.75) of the image."""
-    said = ([[0.5, 0.5, 0.9, 0.75]], [[1.0, 2.0, 0.0]])
+    said = ([[0.5, 0.5, 0.9, 0.75]], [[0.0, 1.0, 2.0]])
     cross_entropy = math.log(math.e + math.e**2 + 1) - 2
     assert values(Saying(*said), TWO) == pytest.approx({"classification": cross_entropy, "box_regression": 5 * 0.35})
     smooth = values(Saying(*said, box_loss="smooth_l1", smooth_l1_beta=0.2, box_loss_weight=2.0), TWO)
@@ -62,12 +62,12 @@ def test_losses_of_one_object_by_hand() -> None:
 
 def test_slots_take_objects_from_left_to_right_and_the_rest_is_background() -> None:
     corners = [[0.0, 0.0, 0.25, 0.5], [0.5, 0.25, 1.0, 0.75], [0.3, 0.3, 0.3, 0.3]]
-    sure = [[20.0, 0, 0], [0, 20, 0], [0, 0, 20]]
+    sure = [[0, 20.0, 0], [0, 0, 20], [20, 0, 0]]
     assert values(Saying(corners, sure), TWO) == pytest.approx({"classification": 0, "box_regression": 0}, abs=1e-6)
     classes, boxes = Saying(corners[:2], sure[:2])._slots(
         target([[0.0, 0, 9, 9], [40, 0, 60, 20], [20, 0, 50, 9]], [0, 1, 1])
     )
-    assert classes.tolist() == [1, 1] and boxes.tolist() == [[20, 0, 50, 9], [40, 0, 60, 20]]
+    assert classes.tolist() == [2, 2] and boxes.tolist() == [[20, 0, 50, 9], [40, 0, 60, 20]]
 
 
 def test_no_objects_and_crowds() -> None:
@@ -89,7 +89,7 @@ def test_image_labels_by_hand() -> None:
 def test_prediction_by_hand() -> None:
     # The second slot's corners are the wrong way round; the third is background.
     model = Saying(
-        [[0.0, 0.0, 0.25, 0.5], [1.0, 0.75, 0.5, 0.25], [0.1, 0.1, 0.9, 0.9]], [[3.0, 0, 0], [0, 4, 0], [0, 0, 9]]
+        [[0.0, 0.0, 0.25, 0.5], [1.0, 0.75, 0.5, 0.25], [0.1, 0.1, 0.9, 0.9]], [[0, 3.0, 0], [0, 0, 4], [9, 0, 0]]
     )
     (found,) = model.predict(BATCH)
     assert found.labels.tolist() == [1, 0]
@@ -98,7 +98,17 @@ def test_prediction_by_hand() -> None:
     assert found.scores.tolist() == pytest.approx(expected)
 
 
-LEARNING: dict[str, Any] = {"norm": "gn", "pool": 2, "hidden": 32, "dropout": 0.0}
+LEARNING: dict[str, Any] = {"norm": "gn", "pool": 2, "hidden": 128, "dropout": 0.0}
+
+
+@pytest.mark.slow
+def test_two_objects_by_heart() -> None:
+    detector = assert_learns_by_heart(
+        "localizer_resnet18", side=64, steps=80, lr=2e-3, least_score=0.8, objects=2, image_labels=True, **LEARNING
+    )
+    assert isinstance(detector, Localizer)
+    shown, _ = coloured_boxes([(0, [10, 12, 50, 60]), (1, [70, 64, 120, 100])], side=64)
+    assert bool((detector.classify(make_batch([shown], detector.preprocessing)) > 0.5).all())
 
 
 def test_one_object_by_heart_of_images_that_are_no_squares() -> None:
@@ -122,7 +132,7 @@ def test_one_object_by_heart_of_images_that_are_no_squares() -> None:
 
 
 def test_plain_boxes_may_leave_the_image_until_they_are_cut() -> None:
-    model = Saying([[-0.5, -0.5, 0.5, 1.5]], [[5.0, 0, 0]], sigmoid_boxes=False)
+    model = Saying([[-0.5, -0.5, 0.5, 1.5]], [[0.0, 5, 0]], sigmoid_boxes=False)
     (found,) = model.predict(BATCH)
     torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 0, 64, 32]]))
     torch.manual_seed(0)
