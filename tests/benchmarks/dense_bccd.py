@@ -66,17 +66,17 @@ _GRIDS = {"grids": (14, 7, 4), "box_unit": "anchor"}
 _LITE0_GRIDS = {"grids": (26, 13, 7), "box_unit": "anchor"}
 RECIPES: dict[str, Recipe] = {
     "ssd_grid_resnet34 ce": Recipe(
-        detector="ssd_grid_resnet34", epochs=16, image_size=224, options={**_GRIDS, "loss": "ce"}
+        detector="ssd_grid_resnet34", epochs=14, image_size=224, options={**_GRIDS, "loss": "ce"}
     ),
     "ssd_grid_resnet34 focal": Recipe(
-        detector="ssd_grid_resnet34", epochs=16, image_size=224, options={**_GRIDS, "loss": "focal"}
+        detector="ssd_grid_resnet34", epochs=14, image_size=224, options={**_GRIDS, "loss": "focal"}
     ),
     "efficientdet_lite0": Recipe(detector="efficientdet_lite0", epochs=24, image_size=384),
     "ssd_grid_lite0 ce": Recipe(
-        detector="ssd_grid_lite0", epochs=20, image_size=416, options={**_LITE0_GRIDS, "loss": "ce"}
+        detector="ssd_grid_lite0", epochs=24, image_size=416, options={**_LITE0_GRIDS, "loss": "ce"}
     ),
     "ssd_grid_lite0 focal": Recipe(
-        detector="ssd_grid_lite0", epochs=20, image_size=416, options={**_LITE0_GRIDS, "loss": "focal"}
+        detector="ssd_grid_lite0", epochs=24, image_size=416, options={**_LITE0_GRIDS, "loss": "focal"}
     ),
 }
 ASKED = ("ssd_grid_resnet34 ce", "ssd_grid_resnet34 focal", "efficientdet_lite0")
