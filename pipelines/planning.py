@@ -139,7 +139,7 @@ def _keep_refused(job: Job, ledger: Ledger) -> None:
                 image_id=e.image_id,
                 source="",
                 stage="list",
-                error_class="",
+                error_class="Refused",
                 error=f"{e.reason}: {e.detail}".rstrip(": "),
             )
             for e in refused

@@ -6,12 +6,11 @@ comes, because COCO does not group them.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,13 +18,11 @@ from typing import Any, ClassVar
 from pipelines.ledger import LedgerEntry
 from pipelines.records import ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
-from pipelines.sources.coco_kinds import ignored_captions, is_caption, malformed, named_by_url
 from pipelines.sources.coco_objects import parse_annotations, parse_categories
-from pipelines.sources.coco_twins import Twin, mended_twins, part_twins
-from pipelines.sources.json_stream import stream_object
+from pipelines.sources.coco_staging import Read, Staging, is_key, stream_file
+from pipelines.sources.coco_twins import mended_twins
 from pipelines.storage import FileStat, Store, absolute, redact, split_uri
 
-_ARRAYS = ("images", "annotations", "categories")
 _BATCH = 10_000
 
 
@@ -114,13 +111,13 @@ class CocoSource:
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
         with tempfile.TemporaryDirectory(prefix="boxmill-coco-") as folder:
-            staging = _Staging(sqlite3.connect(Path(folder) / "annotations.sqlite"))
+            staging = Staging(sqlite3.connect(Path(folder) / "annotations.sqlite"))
             try:
                 yield from self._scan(staging)
             finally:
                 staging.close()
 
-    def _scan(self, staging: _Staging) -> Iterator[SourceItem | LedgerEntry]:
+    def _scan(self, staging: Staging) -> Iterator[SourceItem | LedgerEntry]:
         listed = self.list_images()
         read = [staging.read_split(number, s) for number, s in enumerate(self.splits)]
         self._check_some_found(read, listed)
@@ -167,7 +164,7 @@ class CocoSource:
                 )
             yield from staging.orphans(number, split, seen_ids)
 
-    def _check_some_found(self, read: Sequence[_Read], listed: Mapping[str, Mapping[str, FileStat]]) -> None:
+    def _check_some_found(self, read: Sequence[Read], listed: Mapping[str, Mapping[str, FileStat]]) -> None:
         wanted = [(s, str(i.get("file_name", ""))) for s, r in zip(self.splits, read, strict=True) for i in r.images]
         if wanted and not any(name in listed[s.images] for s, name in wanted):
             split, name = wanted[0]
@@ -189,124 +186,11 @@ class _Header:
     other: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Read:
-    """What of one split's files is held in memory: all but the annotations."""
-
-    images: list[dict[str, Any]]
-    licenses: list[dict[str, Any]]
-    problems: list[LedgerEntry]
-    annotated: bool = True
-
-
-class _Staging:
-    """Annotations on disk, by split and image."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
-        self._db.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
-            "CREATE TABLE objects (split, image_id, annotation_id, text, fresh_id);"
-            "CREATE TABLE keypoints (split, annotation_id, image_id, text);"
-        )
-
-    def close(self) -> None:
-        self._db.close()
-
-    def read_split(self, number: int, split: CocoSplit) -> _Read:
-        read = _Read(images=[], licenses=[], problems=[])
-        rows = self._rows(split.annotations, number, split.name, read)
-        self._insert("objects (split, image_id, annotation_id, text)", rows)
-        for uri in split.keypoints:
-            points = self._rows(uri, number, split.name, _Read(images=[], licenses=[], problems=read.problems))
-            self._insert("keypoints (split, image_id, annotation_id, text)", points)
-        self._db.executescript(
-            "CREATE INDEX IF NOT EXISTS by_image ON objects (split, image_id);"
-            "CREATE INDEX IF NOT EXISTS by_id ON objects (split, annotation_id);"
-            "CREATE INDEX IF NOT EXISTS points_by_id ON keypoints (split, annotation_id);"
-            # A person that only the keypoint file knows is an annotation of its own.
-            "INSERT INTO objects SELECT split, image_id, annotation_id, text, NULL FROM keypoints AS k "
-            "WHERE NOT EXISTS "
-            "(SELECT 1 FROM objects AS o WHERE o.split = k.split AND o.annotation_id = k.annotation_id);"
-        )
-        read.problems.extend(part_twins(self._db, number, split.name))
-        some = self._db.execute("SELECT 1 FROM objects WHERE split = ? LIMIT 1", (number,)).fetchone()
-        return replace(read, annotated=some is not None)
-
-    def _rows(self, uri: str, number: int, name: str, read: _Read) -> Iterator[tuple[Any, ...]]:
-        captions = 0
-        for key, value, text in _stream(uri, arrays=("images", "annotations")):
-            match key:
-                case "annotations" if is_caption(value):
-                    captions += 1
-                case "images" if isinstance(value, dict):
-                    read.images.append(named_by_url(value))
-                case "images":
-                    read.problems.append(malformed("image", name, text))
-                case "annotations" if isinstance(value, dict) and _is_key(value.get("image_id")):
-                    annotation_id = value.get("id")
-                    yield number, value["image_id"], annotation_id if _is_key(annotation_id) else None, text
-                case "annotations":
-                    read.problems.append(malformed("annotation", name, text))
-                case "licenses" if isinstance(value, list):
-                    read.licenses.extend(entry for entry in value if isinstance(entry, dict))
-        if captions:
-            read.problems.append(ignored_captions(captions, redact(uri)))
-
-    def _insert(self, target: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        self._db.executemany(f"INSERT INTO {target} VALUES (?, ?, ?, ?)", rows)
-        self._db.commit()
-
-    def objects(self, number: int, image_id: Any) -> list[dict[str, Any]]:
-        """The annotations of one image in the file's order, with the keypoints of the other file."""
-        if not _is_key(image_id):
-            return []
-        found = self._db.execute(
-            "SELECT o.text, (SELECT k.text FROM keypoints AS k WHERE k.split = o.split "
-            "AND k.annotation_id = o.annotation_id AND o.fresh_id IS NULL LIMIT 1), o.fresh_id FROM objects AS o "
-            "WHERE o.split = ? AND o.image_id = ? ORDER BY o.rowid",
-            (number, image_id),
-        )
-        objects = []
-        for text, points, fresh_id in found:
-            values: dict[str, Any] = json.loads(text) if fresh_id is None else Twin.of(json.loads(text), fresh_id)
-            if points is not None:
-                other = json.loads(points)
-                values |= {k: other[k] for k in ("keypoints", "num_keypoints") if k in other}
-            objects.append(values)
-        return objects
-
-    def orphans(self, number: int, split: CocoSplit, known: set[Any]) -> Iterator[LedgerEntry]:
-        """Annotations of images that the file does not have."""
-        image_ids = self._db.execute("SELECT DISTINCT image_id FROM objects WHERE split = ?", (number,)).fetchall()
-        for (image_id,) in image_ids:
-            if image_id in known:
-                continue
-            for values in self.objects(number, image_id):
-                annotation_id = values.get("id")
-                yield LedgerEntry(
-                    subject="annotation",
-                    fate="dropped",
-                    reason="its image is not in the file",
-                    image_id=str(image_id),
-                    annotation_id=annotation_id if isinstance(annotation_id, int) else None,
-                    detail=redact(split.annotations),
-                )
-
-
-def _is_key(value: Any) -> bool:
-    return (
-        isinstance(value, (int, str))
-        and not isinstance(value, bool)
-        and (isinstance(value, str) or -(2**63) <= value < 2**63)
-    )
-
-
 def _refusal(image: Mapping[str, Any], stat: FileStat | None, taken: str | None, again: bool) -> str | None:
     """Why an image cannot be offered, or None."""
     if again:
         return "image id given twice in one file"
-    if type(image.get("id")) is not int or not _is_key(image["id"]) or not isinstance(image.get("file_name"), str):
+    if type(image.get("id")) is not int or not is_key(image["id"]) or not isinstance(image.get("file_name"), str):
         return "image without an integer id or a file_name"
     if taken is not None:
         return "image file already used by another entry"
@@ -319,7 +203,7 @@ def _declared_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     return (image["width"], image["height"]) if whole else None
 
 
-def _prefixes(splits: Sequence[CocoSplit], read: Sequence[_Read]) -> list[str]:
+def _prefixes(splits: Sequence[CocoSplit], read: Sequence[Read]) -> list[str]:
     names = [{str(i.get("file_name", "")) for i in r.images} for r in read]
     if sum(map(len, names)) == len(set().union(*names)):
         return [""] * len(splits)
@@ -327,9 +211,9 @@ def _prefixes(splits: Sequence[CocoSplit], read: Sequence[_Read]) -> list[str]:
     return [f"{folder}/" for folder in (folders if len(set(folders)) == len(folders) else [s.name for s in splits])]
 
 
-def _ids_clash(read: Sequence[_Read]) -> bool:
+def _ids_clash(read: Sequence[Read]) -> bool:
     """Two splits number their images alike: then ids are given in plan order instead."""
-    ids = [{i.get("id") for i in r.images if _is_key(i.get("id"))} for r in read]
+    ids = [{i.get("id") for i in r.images if is_key(i.get("id"))} for r in read]
     return sum(map(len, ids)) != len(set().union(*ids))
 
 
@@ -383,15 +267,9 @@ def _list_images(folder: str) -> dict[str, FileStat]:
     return {stat.path: stat for stat in Store.open(folder).list_files()}
 
 
-def _stream(uri: str, *, arrays: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
-    store, name = split_uri(uri)
-    with store.open_read(name) as stream:
-        yield from stream_object(stream, redact(uri), arrays=arrays, skip=[a for a in _ARRAYS if a not in arrays])
-
-
 def _read_header(uri: str) -> _Header:
     categories, other = [], {}
-    for key, value, _ in _stream(uri, arrays=("categories",)):
+    for key, value, _ in stream_file(uri, arrays=("categories",)):
         if key == "categories":
             categories.append(value)
         else:
