@@ -72,9 +72,7 @@ def find_candidates(
     levels = _search_levels(outputs, score_threshold, topk, activation, background, topk_of, labels_per_anchor)
     first, found = 0, []
     for (image, anchor, label, score), deltas in zip(levels, outputs.deltas):
-        sure = score > score_threshold  # exact, now that there are few
-        image, anchor, label, score = image[sure], anchor[sure], label[sure], score[sure]
-        found.append((image, anchor + first, label, score, deltas[image, anchor].float()))
+        found.append((image, anchor + first, label, score, deltas[image, anchor]))
         first += deltas.shape[1]
     image, anchor, label, score, deltas = (torch.cat(parts) for parts in zip(*found))
     match topk_of:
@@ -87,7 +85,10 @@ def find_candidates(
         case "class":
             group = image * outputs.logits[0].shape[-1] + label
     best = best_of_groups(score, group, topk)
-    return Candidates(image=image[best], anchor=anchor[best], label=label[best], score=score[best], deltas=deltas[best])
+    best = best[score[best] > score_threshold]  # exact, now that there are few
+    return Candidates(
+        image=image[best], anchor=anchor[best], label=label[best], score=score[best], deltas=deltas[best].float()
+    )
 
 
 def best_of_groups(scores: Tensor, group: Tensor, k: int) -> Tensor:
