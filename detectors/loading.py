@@ -160,7 +160,8 @@ def load_state(
     ours = {k: v for k, v in detector.state_dict().items() if not k.endswith("num_batches_tracked")}
     predicting = class_rows(detector)
     copied: set[int] = set()
-    loaded, misfits = [], []
+    loaded: list[str] = []
+    misfits: list[str] = []
     for key, mine in ours.items():
         theirs = folded.get(key)
         if theirs is None:
