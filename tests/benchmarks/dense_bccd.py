@@ -65,21 +65,21 @@ class Recipe:
 _GRIDS = {"grids": (14, 7, 4), "box_unit": "anchor"}
 _LITE0_GRIDS = {"grids": (26, 13, 7), "box_unit": "anchor"}
 RECIPES: dict[str, Recipe] = {
-    "ssd_grid_resnet34 ce": Recipe(
+    "ssd_grid_resnet34-ce": Recipe(
         detector="ssd_grid_resnet34", epochs=14, image_size=224, options={**_GRIDS, "loss": "ce"}
     ),
-    "ssd_grid_resnet34 focal": Recipe(
+    "ssd_grid_resnet34-focal": Recipe(
         detector="ssd_grid_resnet34", epochs=14, image_size=224, options={**_GRIDS, "loss": "focal"}
     ),
     "efficientdet_lite0": Recipe(detector="efficientdet_lite0", epochs=24, image_size=384),
-    "ssd_grid_lite0 ce": Recipe(
+    "ssd_grid_lite0-ce": Recipe(
         detector="ssd_grid_lite0", epochs=24, image_size=416, options={**_LITE0_GRIDS, "loss": "ce"}
     ),
-    "ssd_grid_lite0 focal": Recipe(
+    "ssd_grid_lite0-focal": Recipe(
         detector="ssd_grid_lite0", epochs=24, image_size=416, options={**_LITE0_GRIDS, "loss": "focal"}
     ),
 }
-ASKED = ("ssd_grid_resnet34 ce", "ssd_grid_resnet34 focal", "efficientdet_lite0")
+ASKED = ("ssd_grid_resnet34-ce", "ssd_grid_resnet34-focal", "efficientdet_lite0")
 
 
 def train_config(recipe: Recipe, dataset: str, out: Path, seed: int, resnet34: str | None) -> TrainConfig:
@@ -115,9 +115,11 @@ def run(name: str, config: TrainConfig, dataset: str) -> dict[str, Any]:
     seconds = time.monotonic() - started
     # Of a run that was cut off only the epochs' own clock knows the whole, and nobody its CPU.
     whole = seconds >= model.seconds
-    label_set = f"{name.replace(' ', '-')}-{config.seed}"
     labelled = label(
-        LabelConfig(input=dataset, model=model.uri, out=label_set, splits=("test",), score_threshold=0.01), tell
+        LabelConfig(
+            input=dataset, model=model.uri, out=f"{name}-{config.seed}", splits=("test",), score_threshold=0.01
+        ),
+        tell,
     )
     predicted = open_predictions(labelled.reference)
     assert sum(1 for _ in predicted.annotations()) == IMAGES["test"], "every test image has its row"
@@ -183,11 +185,11 @@ def main() -> int:
             recipe = RECIPES[name]
             if arguments.epochs is not None:
                 recipe = replace(recipe, epochs=arguments.epochs)
-            out = work / "models" / f"{name}-{seed}".replace(" ", "-")
-            config = train_config(recipe, dataset, out, seed, arguments.resnet34)
+            config = train_config(recipe, dataset, work / "models", seed, arguments.resnet34)
             # What was run is told by all its settings: another recipe of the same name is another run.
             inputs = {"dataset": open_dataset(dataset).digest, "backbone": str(config.pretrained_backbone)}
-            key = f"{name} {config.job_digest(**inputs)}"
+            key = f"{name}-{seed}-{config.job_digest(**inputs)[:12]}"
+            config = replace(config, out=f"{config.out}/{key}")
             if key not in finished:
                 finished[key] = run(name, config, dataset)
                 kept.write_text(json.dumps(finished, indent=1))
@@ -202,7 +204,7 @@ def main() -> int:
         name: mean(row["AP50"] for row in runs if row["detector"] == name)
         for name in dict.fromkeys(row["detector"] for row in runs)
     }
-    shown = " ".join(f"{name.replace(' ', '_')}_AP50={value:.3f}" for name, value in means.items())
+    shown = " ".join(f"{name}_AP50={value:.3f}" for name, value in means.items())
     print(f"dense-bccd: {shown}", flush=True)
     return 0 if means.get(BARRED, 1.0) >= LEAST_AP50 else 1
 
