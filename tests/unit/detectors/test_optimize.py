@@ -168,3 +168,16 @@ def test_nothing_is_said_when_all_is_done() -> None:
 
 def _broken(_images: torch.Tensor) -> None:
     raise RuntimeError("no compiler here\nand more")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_optimized_on_a_gpu(dtype: Any) -> None:
+    plain = detector({})
+    fast = optimize(copy.deepcopy(plain).cuda(), dtype=dtype)
+    got, reference = raw_outputs(fast, BATCH.to("cuda")), raw_outputs(plain, BATCH)
+    # TF32, which convolutions may use, has 10 bits.
+    assert largest_change([x.cpu() for x in got], reference) <= (1e-1 if dtype == "bfloat16" else 1e-2)
+    for prediction in fast.predict(BATCH.to("cuda")):
+        assert prediction.boxes.is_cuda and prediction.boxes.dtype == torch.float32 and len(prediction) > 10
