@@ -19,6 +19,7 @@ import torch
 import detectors
 from detectors.base import Detector, Preprocessing
 from detectors.batching import make_batch
+from detectors.memory import keep_freed_memory
 from detectors.optimize import optimize
 from detectors.structures import Prediction
 from pipelines.jobs import Job, Receipt
@@ -86,6 +87,7 @@ class LabelShard:
 
     def __init__(self, job: LabelJob) -> None:
         torch.set_num_threads(job.threads)
+        keep_freed_memory()
         self._job = job
         self._store = Store.open(job.root)
         self._tasks = Job(job.root, job.plan_id)
