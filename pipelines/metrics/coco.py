@@ -198,14 +198,14 @@ def evaluate_boxes(
             category id, a box or score that is not finite.
     """
     truth = truth_columns(truths, label_map)
-    found = detection_columns(detections, label_map, truth.numbers)
+    found = detection_columns(detections, label_map, truth)
     arrays = count_boxes(truth, found, num_classes=len(label_map), engine=engine)
     return CocoMetrics(
         label_map=label_map,
         precision=arrays.precision,
         recall=arrays.recall,
         scores=arrays.scores,
-        num_images=len(truth.numbers),
+        num_images=len(truth.image_ids),
         truths_per_class=truth.objects_per_class(len(label_map)),
         detections_per_class=found.objects_per_class(len(label_map)),
         engine=arrays.engine,

@@ -15,7 +15,7 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
-from pipelines.metrics.columns import BoxColumns
+from pipelines.metrics.columns import ObjectColumns
 from pipelines.records import FloatArray
 
 Engine = Literal["auto", "hotcoco", "pycocotools"]
@@ -37,7 +37,7 @@ class EvaluationArrays:
     engine: str
 
 
-def count_boxes(truth: BoxColumns, found: BoxColumns, *, num_classes: int, engine: Engine) -> EvaluationArrays:
+def count_boxes(truth: ObjectColumns, found: ObjectColumns, *, num_classes: int, engine: Engine) -> EvaluationArrays:
     """Match boxes and accumulate precision and recall.
 
     Raises:
@@ -46,7 +46,7 @@ def count_boxes(truth: BoxColumns, found: BoxColumns, *, num_classes: int, engin
     has_hotcoco = importlib.util.find_spec("hotcoco") is not None
     if engine == "hotcoco" and not has_hotcoco:
         raise ValueError("engine 'hotcoco' is not installed; pip install hotcoco, or use engine='pycocotools'")
-    if not truth.numbers or not num_classes:
+    if not truth.image_ids or not num_classes:
         return _nothing(num_classes)
     name: Literal["hotcoco", "pycocotools"] = "pycocotools" if engine == "pycocotools" or not has_hotcoco else "hotcoco"
     match name:
@@ -73,29 +73,29 @@ def _nothing(num_classes: int) -> EvaluationArrays:
     )
 
 
-def _images(truth: BoxColumns) -> list[dict[str, Any]]:
+def _images(truth: ObjectColumns) -> list[dict[str, Any]]:
     # Box evaluation never reads the size; the keys are there because readers look for them.
-    return [{"id": number, "width": 0, "height": 0} for number in truth.numbers.values()]
+    return [{"id": number, "width": 0, "height": 0} for number in range(1, len(truth.image_ids) + 1)]
 
 
 def _categories(num_classes: int) -> list[dict[str, Any]]:
     return [{"id": label + 1, "name": str(label)} for label in range(num_classes)]
 
 
-def _hotcoco(truth: BoxColumns, found: BoxColumns, num_classes: int) -> dict[str, Any]:
+def _hotcoco(truth: ObjectColumns, found: ObjectColumns, num_classes: int) -> dict[str, Any]:
     import hotcoco
 
     dataset = hotcoco.COCO.from_arrays(
         _images(truth),
         _categories(num_classes),
-        truth.image_numbers,
+        truth.images + 1,
         truth.labels + 1,
         truth.boxes_xywh,
         ids=np.arange(1, len(truth) + 1),
         area=truth.area,
         iscrowd=truth.iscrowd.astype(np.int64),
     )
-    rows = np.column_stack([found.image_numbers, found.boxes_xywh, found.scores, found.labels + 1])
+    rows = np.column_stack([found.images + 1, found.boxes_xywh, found.scores, found.labels + 1])
     evaluation = hotcoco.COCOeval(dataset, dataset.load_res(rows.astype(np.float64)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
@@ -103,7 +103,7 @@ def _hotcoco(truth: BoxColumns, found: BoxColumns, num_classes: int) -> dict[str
     return dict(evaluation.eval)
 
 
-def _pycocotools(truth: BoxColumns, found: BoxColumns, num_classes: int) -> dict[str, Any]:
+def _pycocotools(truth: ObjectColumns, found: ObjectColumns, num_classes: int) -> dict[str, Any]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -122,11 +122,11 @@ def _pycocotools(truth: BoxColumns, found: BoxColumns, num_classes: int) -> dict
     return dict(evaluation.eval)
 
 
-def _annotations(columns: BoxColumns) -> list[dict[str, Any]]:
+def _annotations(columns: ObjectColumns) -> list[dict[str, Any]]:
     return [
         {
             "id": at + 1,
-            "image_id": int(columns.image_numbers[at]),
+            "image_id": int(columns.images[at]) + 1,
             "category_id": int(columns.labels[at]) + 1,
             "bbox": columns.boxes_xywh[at].tolist(),
             "area": float(columns.area[at]),

@@ -1,0 +1,121 @@
+"""Does a score of 0.8 mean right four times of five? Reliability bins and calibration errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import hotcoco
+import numpy as np
+
+from pipelines.metrics.matches import IGNORED, TRUE, MatchTable
+from pipelines.metrics.ranking import threshold_index
+from pipelines.records import BoolArray, FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReliabilityBin:
+    """Detections with scores in [low, high), the last bin also those of 1.
+
+    Attributes:
+        mean_score, precision: 0..1; None where the bin is empty.
+    """
+
+    low: float
+    high: float
+    count: int
+    mean_score: float | None
+    precision: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassCalibration:
+    """One class's share.
+
+    Attributes:
+        ece, mce: see ``Calibration``; None without detections.
+        overconfidence: mean score less precision: above 0 the model promises too much; None without detections.
+    """
+
+    count: int
+    ece: float | None
+    mce: float | None
+    overconfidence: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How well scores tell the precision.
+
+    Attributes:
+        iou: a detection is right where it takes a truth at this IoU.
+        bins: of equal width over 0..1.
+        overall: of all classes together; ``ece`` is the mean gap of score and precision over the bins, weighted by
+            their detections (expected calibration error), ``mce`` the largest.
+        per_class: by name, in the label map's order.
+    """
+
+    iou: float
+    bins: tuple[ReliabilityBin, ...]
+    overall: ClassCalibration
+    per_class: Mapping[str, ClassCalibration]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "iou": self.iou,
+            "bins": [asdict(b) for b in self.bins],
+            "overall": asdict(self.overall),
+            "per_class": {name: asdict(c) for name, c in self.per_class.items()},
+        }
+
+
+def measure_calibration(table: MatchTable, *, iou: float = 0.5, num_bins: int = 10) -> Calibration:
+    """Compare scores with how often they are right; detections that are ignored take no part.
+
+    Args:
+        table: of matches.
+        iou: one of the thresholds it was matched at.
+        num_bins: of equal width.
+    Raises:
+        ValueError: an IoU that was not matched at, no bins, or scores outside 0..1.
+    """
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be 1 or more, got {num_bins}")
+    outcomes = table.outcomes[:, 0, threshold_index(table.settings, iou)]
+    counted = outcomes != IGNORED
+    scores, right, labels = table.scores[counted], outcomes[counted] == TRUE, table.labels[counted]
+    strange = scores[(scores < 0) | (scores > 1)]
+    if len(strange):
+        raise ValueError(f"calibration needs scores in 0..1, got {strange[0]:g}; apply the model's sigmoid or softmax")
+    return Calibration(
+        iou=iou,
+        bins=_bins(scores, right, num_bins),
+        overall=_errors(scores, right, num_bins),
+        per_class={
+            name: _errors(scores[labels == label], right[labels == label], num_bins)
+            for label, name in enumerate(table.label_map.names)
+        },
+    )
+
+
+def _bins(scores: FloatArray, right: BoolArray, num_bins: int) -> tuple[ReliabilityBin, ...]:
+    return tuple(
+        ReliabilityBin(
+            low=b["bin_lower"],
+            high=b["bin_upper"],
+            count=b["count"],
+            mean_score=b["avg_confidence"] if b["count"] else None,
+            precision=b["avg_accuracy"] if b["count"] else None,
+        )
+        for b in hotcoco.metrics.calibration_curve(scores, right, num_bins)
+    )
+
+
+def _errors(scores: FloatArray, right: BoolArray, num_bins: int) -> ClassCalibration:
+    if not len(scores):
+        return ClassCalibration(count=0, ece=None, mce=None, overconfidence=None)
+    ece, mce = hotcoco.metrics.calibration_error(scores, right, num_bins)
+    return ClassCalibration(
+        count=len(scores), ece=ece, mce=mce, overconfidence=float(np.mean(scores) - np.mean(right))
+    )
