@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,8 @@ from pipelines.checks import BadImage
 from pipelines.decoding import decode_rgb
 from pipelines.metrics.coco import CocoMetrics
 from pipelines.metrics.pairing import PairedImage
-from pipelines.records import Annotations, BoolArray, FloatArray, IntArray, LabelMap
+from pipelines.records import Annotations, BoolArray, Category, FloatArray, IntArray, LabelMap
+from pipelines.report.shapes import Skeleton, outline_path, skeleton
 from pipelines.shards import read_image
 from pipelines.versions import Dataset
 
@@ -26,10 +27,13 @@ _MOST_BOXES = 60  # drawn an image
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """One box on a picture, in its own pixels.
+    """One object on a picture, in its own pixels.
 
     Attributes:
         state: ``found`` | ``missed`` | ``false`` | ``crowd``; the page colours by it.
+        outline: its mask as the ``d`` of a path, '' where it has none.
+        skeleton: its keypoints, where it has any.
+        focus: the page shows it rather than the others.
     """
 
     x: float
@@ -39,6 +43,9 @@ class Mark:
     name: str
     state: str
     tip: str
+    outline: str = ""
+    skeleton: Skeleton | None = None
+    focus: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,14 +159,14 @@ def gallery(
     matches = [match(image, threshold) for image in images]
     chosen = choose(images, matches, count)
     places = _places(dataset, {images[at].image_id for at, _ in chosen})
-    names = {c.category_id: c.name for c in label_map.categories}
+    categories = {c.category_id: c for c in label_map.categories}
     budget = _BYTES_OF_ALL // max(1, len(chosen))
     pictures = []
     for at, why in chosen:
         shard, row = places[images[at].image_id]
         uri = thumbnail(read_image(dataset.shards[shard], row), budget)
         if uri is not None:
-            pictures.append(_picture(images[at], matches[at], names, uri, why))
+            pictures.append(_picture(images[at], matches[at], categories, uri, why))
     return pictures
 
 
@@ -189,8 +196,9 @@ def thumbnail(image: bytes, budget: int) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
 
 
-def _picture(image: PairedImage, found: Match, names: Mapping[int, str], uri: str, why: str) -> Picture:
+def _picture(image: PairedImage, found: Match, categories: Mapping[int, Category], uri: str, why: str) -> Picture:
     hits, misses, false_alarms = found.errors(image)
+    grain = max(image.width, image.height) / _WIDEST
     truth_states = np.where(image.truth.iscrowd, "crowd", np.where(found.met, "found", "missed")).tolist()
     found_states = np.where(found.right, "found", np.where(found.ignored, "crowd", "false")).tolist()
     return Picture(
@@ -199,20 +207,48 @@ def _picture(image: PairedImage, found: Match, names: Mapping[int, str], uri: st
         width=image.width,
         height=image.height,
         uri=uri,
-        truth=_marks(image.truth, np.arange(len(image.truth)), truth_states, names),
-        found=_marks(image.found, found.kept, found_states, names),
+        truth=marks(image.truth, np.arange(len(image.truth)), truth_states, categories, grain),
+        found=marks(image.found, found.kept, found_states, categories, grain),
         hits=hits,
         misses=misses,
         false_alarms=false_alarms,
     )
 
 
-def _marks(objects: Annotations, order: IntArray, states: Sequence[str], names: Mapping[int, str]) -> tuple[Mark, ...]:
-    marks = []
+def marks(
+    objects: Annotations,
+    order: IntArray,
+    states: Sequence[str],
+    categories: Mapping[int, Category],
+    grain: float,
+    focus: Collection[int] = (),
+) -> tuple[Mark, ...]:
+    """What to draw of some objects.
+
+    Args:
+        order: (M,) their indices; the first are drawn where there are too many.
+        states: M of them, see ``Mark``.
+        grain: image pixels in one pixel of the picture.
+        focus: indices of those that are meant.
+    """
+    drawn = []
+    words = {"found": "", "missed": ", missed", "false": ", false alarm", "crowd": ", crowd"}
     for at, state in list(zip(order.tolist(), states, strict=True))[:_MOST_BOXES]:
         x, y, w, h = (round(float(v), 1) for v in objects.boxes_xywh[at])
-        name = names[int(objects.category_ids[at])]
+        category = categories[int(objects.category_ids[at])]
         score = "" if objects.scores is None else f" {objects.scores[at]:.2f}"
-        words = {"found": "", "missed": ", missed", "false": ", false alarm", "crowd": ", crowd"}
-        marks.append(Mark(x=x, y=y, w=w, h=h, name=name, state=state, tip=f"{name}{score}{words[state]}"))
-    return tuple(marks)
+        drawn.append(
+            Mark(
+                x=x,
+                y=y,
+                w=w,
+                h=h,
+                name=category.name,
+                state=state,
+                tip=f"{category.name}{score}{words[state]}",
+                outline=outline_path(objects.polygons[at], objects.rles[at], grain),
+                skeleton=skeleton(objects.keypoints[at], category),
+                focus=at in focus,
+            )
+        )
+    return tuple(drawn)
