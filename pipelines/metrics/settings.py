@@ -100,6 +100,18 @@ class MatchSettings:
             raise ValueError(f"no area range {name!r}; there are {', '.join(names)}")
         return names.index(name)
 
+    def has_threshold(self, iou: float) -> bool:
+        """Whether an IoU, written as people do, is measured."""
+        return any(abs(threshold - iou) <= 1e-6 for threshold in self.iou_thresholds)
+
+    def threshold_index(self, iou: float) -> int:
+        """Raises: ValueError: it is not measured."""
+        at = int(np.argmin(np.abs(np.array(self.iou_thresholds) - iou)))
+        if not self.has_threshold(iou):
+            measured = ", ".join(f"{threshold:.2f}" for threshold in self.iou_thresholds)
+            raise ValueError(f"IoU {iou} is not measured; choose one of {measured}")
+        return at
+
     def sigmas_of(self, label_map: LabelMap, label: int, num_keypoints: int) -> FloatArray:
         """(num_keypoints,) of one class.
 
@@ -111,7 +123,7 @@ class MatchSettings:
         if sigmas is None:
             raise ValueError(
                 f"category {name!r} has {num_keypoints} keypoints and no OKS sigmas; give "
-                f"oks_sigmas={{{name!r}: (...)}}: {num_keypoints} numbers, each keypoint's spread as a share of the scale"
+                f"oks_sigmas={{{name!r}: (...)}}: {num_keypoints} numbers, each keypoint's spread as a share of scale"
             )
         if len(sigmas) != num_keypoints:
             raise ValueError(f"{len(sigmas)} OKS sigmas for the {num_keypoints} keypoints of category {name!r}")

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from pipelines.metrics.coco import STAT_NAMES, evaluate_boxes
 from pipelines.records import Annotations, LabelMap
 
-ENGINES = ("hotcoco", "pycocotools")
+ENGINES = ("boxmill", "hotcoco", "pycocotools")
 
 
 def oracle(truth: dict[str, Any], results: list[dict[str, Any]]) -> COCOeval:

@@ -52,11 +52,13 @@ def test_unknown_area_is_the_box_s_own() -> None:
     assert metrics.stats["AP_small"] == -1.0
 
 
-def test_without_hotcoco_the_reference_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.metrics.engines.importlib.util.find_spec", lambda name: None)
-    assert measure(BOX).engine.startswith("pycocotools")
+    assert measure(BOX).engine == "boxmill"
     with pytest.raises(ValueError, match="pip install hotcoco"):
         evaluate_boxes([], [], LABELS, engine="hotcoco")
+    with pytest.raises(ValueError, match="unknown engine 'cocoapi'; choose one of auto, boxmill"):
+        evaluate_boxes([], [], LABELS, engine="cocoapi")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
