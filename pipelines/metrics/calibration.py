@@ -116,6 +116,4 @@ def _errors(scores: FloatArray, right: BoolArray, num_bins: int) -> ClassCalibra
     if not len(scores):
         return ClassCalibration(count=0, ece=None, mce=None, overconfidence=None)
     ece, mce = hotcoco.metrics.calibration_error(scores, right, num_bins)
-    return ClassCalibration(
-        count=len(scores), ece=ece, mce=mce, overconfidence=float(np.mean(scores) - np.mean(right))
-    )
+    return ClassCalibration(count=len(scores), ece=ece, mce=mce, overconfidence=float(np.mean(scores) - np.mean(right)))

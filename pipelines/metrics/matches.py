@@ -41,9 +41,9 @@ class MatchTable:
         rank: (N,) int64, its place in its image and class by score, from 0.
         area: (N,) float64, square pixels.
         best_iou, best_truth: (N,) the truth of its class that is most like it, matched or not, and its row; of equal
-            ones the first. 0 and -1 where nothing is like it. A crowd counts here too, by the share that it covers.
-        best_iou_any, best_truth_any: likewise among truths of all classes.
-        best_iou_other, best_truth_other: likewise among truths of the other classes that are no crowds.
+            ones the first. 0 and -1 where nothing is like it. Crowds are left out.
+        best_iou_other, best_truth_other: likewise among truths of the other classes.
+        best_iou_any, best_truth_any: likewise among truths of all classes, crowds too, by the share that they cover.
         matched: (N, T) int32 row of the truth that it takes in the first range of area, or -1.
         outcomes: (N, A, T) uint8 of ``FALSE``, ``TRUE`` and ``IGNORED``.
         truth_images, truth_labels, truth_ids: (M,) int64.
@@ -146,7 +146,7 @@ def match_columns(
     outcomes = np.repeat(np.where(outside, IGNORED, FALSE).astype(np.uint8)[:, :, None], len(thresholds), axis=2)
     outcomes[rows] = np.where(takes >= 0, outcomes_of(takes, ignored), outcomes[rows])
     outcomes[~taking_part] = IGNORED
-    best_iou, best_truth = _best(same, len(found))
+    best_iou, best_truth = _best(same.only(~truth.iscrowd[same.truths]), len(found))
     best_iou_any, best_truth_any = _best(alike, len(found))
     strange = found.labels[alike.found] != truth.labels[alike.truths]
     best_iou_other, best_truth_other = _best(alike.only(strange & ~truth.iscrowd[alike.truths]), len(found))

@@ -52,7 +52,8 @@ class OperatingCurve:
 
     def to_json(self, most: int = 201) -> dict[str, Any]:
         """At ``most`` points or fewer, evenly by their number, with the ends."""
-        at = np.unique(np.linspace(0, len(self.scores) - 1, most).round().astype(int)) if len(self.scores) else []
+        ends = (0, len(self.scores) - 1) if len(self.scores) else (0, -1)
+        at = np.unique(np.linspace(*ends, most if len(self.scores) else 0).round().astype(np.int64))
         return {
             "name": self.name,
             "num_truths": self.num_truths,
