@@ -158,7 +158,10 @@ def accumulate(counts: Counts, settings: MatchSettings) -> EvaluationArrays:
     shape = (len(settings.iou_thresholds), len(RECALL_POINTS), classes, areas, len(settings.max_detections))
     precision, scores = np.full(shape, NO_TRUTH), np.full(shape, NO_TRUTH)
     recall = np.full((shape[0], *shape[2:]), NO_TRUTH)
-    order = np.lexsort((counts.rank, counts.image_numbers, -counts.scores, counts.labels))
+    # Rows of images in ascending order lie as ties are decided already, and sorting keeps equal ones as they lie.
+    ascending = bool((counts.image_numbers[1:] >= counts.image_numbers[:-1]).all())
+    ties = () if ascending else (counts.rank, counts.image_numbers)
+    order = np.lexsort((*ties, -counts.scores, counts.labels))
     needed = _needed(counts.truths)
     known = counts.truths > 0
     for m, most in enumerate(settings.max_detections):
