@@ -37,7 +37,9 @@ def ingest(config: IngestConfig, progress: Progress | None = None) -> Result:
     if _is_dashboard(config.ray_address):
         return _as_job("ingest", config, progress)
     from workers import ingest
+    from workers.memory import keep_freed_memory
 
+    keep_freed_memory()
     version = ingest(
         _source(config),
         config.dataset,

@@ -22,6 +22,7 @@ from pipelines.records import LabelMap
 from pipelines.references import check_label_set_name
 from pipelines.sources import Source
 from pipelines.storage import Store, absolute
+from workers.memory import keep_freed_memory
 
 Progress = Callable[..., None]
 # Starting Ray costs seconds: a few tasks are done sooner in this process.
@@ -148,5 +149,6 @@ def _run_on_ray(
 
 
 def _remote_task(job: Job, task_id: int) -> int:
+    keep_freed_memory()
     run_task(job, task_id)
     return task_id

@@ -19,7 +19,6 @@ import torch
 import detectors
 from detectors.base import Detector, Preprocessing
 from detectors.batching import make_batch
-from detectors.memory import keep_freed_memory
 from detectors.optimize import optimize
 from detectors.structures import Prediction
 from pipelines.jobs import Job, Receipt
@@ -39,6 +38,7 @@ from workers.label_inputs import (
     ImageReader,
     decoded_images,
 )
+from workers.memory import keep_freed_memory
 from workers.models import fetch_model
 
 

@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectors import Detector, create
 from detectors.batching import make_batch
-from detectors.memory import keep_freed_memory
 from detectors.structures import Target
 from detectors.transforms import Augmentation
 from pipelines.records import LabelMap
 from pipelines.versions import open_dataset
 from workers.initial_weights import find_start, load_start
 from workers.loader import RowGroupReader, Sample, epoch_plan, list_row_groups, training_batches
+from workers.memory import keep_freed_memory
 from workers.optimization import (
     autocast_for,
     learning_rate,

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from detectors.memory import keep_freed_memory
 from pipelines.boxes import read_boxes
 from pipelines.records import ImageRecord
 from pipelines.shards import read_image, read_row_group
@@ -43,6 +42,7 @@ from tests.benchmarks.record import append_result, load_average, table
 from workers.batches import decode_image
 from workers.ingest import ingest
 from workers.loader import RowGroupReader, epoch_plan, evaluation_batches, list_row_groups
+from workers.memory import keep_freed_memory
 
 # boxmill's rate by the other's; the better of the first two counts.
 LEAST_OF_BETTER, LEAST_OF_HUGGINGFACE, LEAST_OF_BARE = 0.97, 1.4, 0.8
