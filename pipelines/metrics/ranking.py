@@ -160,13 +160,10 @@ def average_precisions(ranking: Ranking, weights: FloatArray, truth_weights: Flo
     return found
 
 
-def mean_over_classes(values: Sequence[FloatArray]) -> FloatArray:
-    """(B, T) the mean over the classes that have truth in a weighting; NaN where none has."""
-    if not values:
-        raise ValueError("there is no class to take the mean of")
-    stacked = np.stack(values)
-    known = ~np.isnan(stacked)
-    sums = np.where(known, stacked, 0.0).sum(0)
+def mean_over_classes(values: FloatArray) -> FloatArray:
+    """The mean of (C, ...) over the classes that are not NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    sums = np.where(known, values, 0.0).sum(0)
     return np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan)
 
 
