@@ -110,11 +110,7 @@ def _measure(table: MatchTable, numbers: IntArray, num_groups: int, area: str) -
     for k, ranking in enumerate(ranked):
         found[k] = average_precisions(ranking, weights)
     recall = [np.stack([final_recall(ranking, row) for row in weights]) for ranking in ranked]
-    mean = (
-        mean_over_classes(np.stack(found))
-        if found
-        else np.full((num_groups, len(table.settings.iou_thresholds)), np.nan)
-    )
+    mean = mean_over_classes(found)
     at = table.settings.area_index(area)
     images = np.bincount(numbers, minlength=num_groups)
     truths = np.bincount(numbers[table.truth_images[~table.truth_ignored[:, at]]], minlength=num_groups)
