@@ -54,6 +54,16 @@ class ObjectColumns:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: IntArray) -> ObjectColumns:
+        """Some of the objects, of all images."""
+        plain = ("images", "ids", "labels", "boxes_xywh", "area", "iscrowd", "ignored", "scores")
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in plain},
+            masks=None if self.masks is None else tuple(self.masks[at] for at in rows),
+            keypoints=None if self.keypoints is None else tuple(self.keypoints[at] for at in rows),
+        )
+
     def objects_per_class(self, num_classes: int) -> IntArray:
         """(num_classes,) counts without crowds."""
         return np.bincount(self.labels[~self.iscrowd], minlength=num_classes).astype(np.int64)

@@ -71,8 +71,21 @@ class EvaluationArrays:
     engine: str
 
 
-def count_columns(truth: ObjectColumns, found: ObjectColumns, label_map: LabelMap, settings: MatchSettings) -> Counts:
-    """Match and keep what counts; only detections that can come to count are compared with truth."""
+def count_columns(
+    truth: ObjectColumns,
+    found: ObjectColumns,
+    label_map: LabelMap,
+    settings: MatchSettings,
+    *,
+    unjudged: BoolArray | None = None,
+) -> Counts:
+    """Match and keep what counts; only detections that can come to count are compared with truth.
+
+    Args:
+        truth, found: with the masks or keypoints of ``settings.iou_type``.
+        label_map, settings: of both.
+        unjudged: (N,) detections that do not count where they take no truth, because not all truth is annotated.
+    """
     thresholds = np.array(settings.iou_thresholds)
     groups = found.images * len(label_map) + found.labels
     rank = ranks_in_groups(groups, found.scores)
@@ -81,6 +94,8 @@ def count_columns(truth: ObjectColumns, found: ObjectColumns, label_map: LabelMa
     ignored = truths_ignored(truth, settings)
     rows, takes = match_pairs(pairs, groups, rank, ignored, truth.iscrowd, thresholds)
     outside = np.column_stack([(found.area < area.low) | (found.area > area.high) for area in settings.areas])
+    if unjudged is not None:
+        outside = outside | unjudged[:, None]
     alone = np.where(outside[rows], IGNORED, FALSE).astype(np.uint8)[:, :, None]
     return Counts(
         image_ids=truth.image_ids,
