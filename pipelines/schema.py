@@ -274,7 +274,7 @@ def annotations_from_arrow(objects: pa.StructArray | pa.ChunkedArray) -> list[An
         "num_keypoints": _numpy(base["num_keypoints"], -1),
         "score": _numpy(base["score"], np.nan),
     }
-    polygons, rles = _polygons(base["polygons"]), _rles(base["rle"])
+    polygons, rles = flat_polygons(base["polygons"]), flat_rles(base["rle"])
     keypoints = _keypoints(base["keypoints"])
     attributes = [load_json(text) for text in base["attributes"].to_pylist()]
     scored = columns["score"].is_valid().to_pylist()
@@ -320,7 +320,8 @@ def _flat_boxes(boxes: pa.ListArray) -> np.ndarray:
     return values[int(offsets[0]) : int(offsets[-1])].reshape(-1, 4) if len(boxes) else np.zeros((0, 4))
 
 
-def _polygons(column: pa.ListArray) -> list[Polygons | None]:
+def flat_polygons(column: pa.ListArray) -> list[Polygons | None]:
+    """One entry an object; None where it has no polygons."""
     outer, inner = _offsets(column).tolist(), _offsets(column.values).tolist()
     coordinates = _numpy(column.values.values, np.nan)
     return [
@@ -331,7 +332,8 @@ def _polygons(column: pa.ListArray) -> list[Polygons | None]:
     ]
 
 
-def _rles(column: pa.StructArray) -> list[Rle | None]:
+def flat_rles(column: pa.StructArray) -> list[Rle | None]:
+    """One entry an object; None where it has no RLE."""
     if column.null_count == len(column):
         return [None] * len(column)
     found: list[Rle | None] = []

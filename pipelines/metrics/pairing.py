@@ -55,7 +55,7 @@ def pair(dataset: Dataset, predictions: PredictionSet, splits: Collection[str] |
         ValueError: a split that the dataset has not, or no labelled image in the splits.
     """
     _check_splits(dataset, splits)
-    new_ids = _category_ids(dataset, predictions)
+    new_ids = predicted_category_ids(dataset, predictions)
     truths = {row[0]: row for row in dataset.annotations(splits)}
     if not truths:
         where = f" in split {', '.join(sorted(splits))}" if splits else ""
@@ -101,7 +101,7 @@ def _check_splits(dataset: Dataset, splits: Collection[str] | None) -> None:
         )
 
 
-def _category_ids(dataset: Dataset, predictions: PredictionSet) -> IntArray:
+def predicted_category_ids(dataset: Dataset, predictions: PredictionSet) -> IntArray:
     """(C,) the dataset's category id of each of the predictions' labels."""
     ids = {c.name: c.category_id for c in dataset.label_map.categories}
     strange = [name for name in predictions.label_map.names if name not in ids]
