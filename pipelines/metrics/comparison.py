@@ -109,7 +109,7 @@ def compare_models(
     for statistic, some in rows.items():
         at = [used.index(threshold) for threshold in some]
         seen, resampled, permuted = (values[..., at].mean(-1) for values in (observed, drawn, swapped))
-        overall[statistic] = _difference(*map(_of_all, (seen, resampled, permuted)), confidence)
+        overall[statistic] = _difference(_of_all(seen), _of_all(resampled), _of_all(permuted), confidence)
         found = {
             name: _difference(seen[:, k], resampled[:, k], permuted[:, k], confidence) for k, name in enumerate(names)
         }
