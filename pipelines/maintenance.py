@@ -30,7 +30,7 @@ _MISSING = "the file is missing"
 _PURGED = "images of this file were purged since, which older versions then lack"
 _ATTEMPTS = 5
 # Made again when they are asked for: kept for the newest versions only.
-_DERIVED = ("_lookups", "_hashes")
+_DERIVED = ("_lookups", "_hashes", "_matches")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
