@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.metrics.coco import CocoMetrics, evaluate_boxes
+from pipelines.metrics.analysis import Analysis, analyse
+from pipelines.metrics.coco import CocoMetrics, metrics_of
+from pipelines.metrics.coco import evaluate as evaluate_coco
+from pipelines.metrics.counting import counts_of
+from pipelines.metrics.grouping import SIZE, image_groups
+from pipelines.metrics.lvis import LvisMetrics
+from pipelines.metrics.match_files import write_matches
+from pipelines.metrics.matches import MatchTable, match_images
 from pipelines.metrics.pairing import Pairs, pair
+from pipelines.metrics.settings import IouType, MatchSettings, coco_settings
+from pipelines.metrics.voc import VocMetrics
 from pipelines.predictions import open_predictions
+from pipelines.records import Annotations
 from pipelines.report import write_report
+from pipelines.report.markdown import to_markdown
 from pipelines.storage import split_uri
 from pipelines.versions import open_dataset
+from workers.evaluate_protocols import Protocol, check_protocol, measure_lvis, measure_voc
 from workers.progress import Progress
 
 _NAMED = 5
+_Rows = list[tuple[str, Annotations]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +36,17 @@ class EvaluationResult:
     """What an evaluation found.
 
     Attributes:
-        metrics: COCO's numbers.
+        metrics: COCO's numbers, whatever the protocol; for ``lvis`` of the detections that it judges.
+        protocol: by which ``stats`` are measured.
+        by_protocol: what the protocol found where it is not COCO's.
+        analysis: None where nothing asked for it.
         dataset_ref, predictions_ref: pinned to their versions.
+        compared_ref: of the predictions to compare with.
         splits: what was measured.
         unknown_images: predicted images that the dataset does not have; not measured.
         images_without_row: images with truth but no prediction; counted as nothing found.
         failed_images: images that the model could not read; likewise.
-        report_uri, metrics_uri: None where none was asked for.
+        report_uri, metrics_uri, markdown_uri, matches_uri: None where none was asked for.
     """
 
     metrics: CocoMetrics
@@ -39,13 +56,32 @@ class EvaluationResult:
     unknown_images: tuple[str, ...]
     images_without_row: tuple[str, ...]
     failed_images: tuple[str, ...]
+    protocol: Protocol = "coco"
+    by_protocol: VocMetrics | LvisMetrics | None = None
+    analysis: Analysis | None = None
+    compared_ref: str | None = None
     report_uri: str | None = None
     metrics_uri: str | None = None
+    markdown_uri: str | None = None
+    matches_uri: str | None = None
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """The protocol's headline numbers, 0..1, or -1 without truth."""
+        return (self.by_protocol or self.metrics).stats
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; what is written to ``metrics_uri``."""
         named = ("dataset_ref", "predictions_ref", "splits", "unknown_images", "images_without_row", "failed_images")
-        return {**{name: getattr(self, name) for name in named}, **self.metrics.to_json()}
+        told = {name: getattr(self, name) for name in named}
+        if self.compared_ref is not None:
+            told["compared_ref"] = self.compared_ref
+        numbers = self.metrics.to_json()
+        if self.by_protocol is not None:
+            # What only COCO has (curves, counts) stays beside what the protocol says.
+            numbers = {**numbers, "coco_stats": numbers["stats"], **self.by_protocol.to_json()}
+        analysis = {} if self.analysis is None else {"analysis": self.analysis.to_json()}
+        return {**told, "protocol": self.protocol, **numbers, **analysis}
 
 
 def evaluate(
@@ -56,13 +92,22 @@ def evaluate(
     history: Sequence[Mapping[str, Any]] | None = None,
     *,
     metrics_uri: str | None = None,
+    markdown_uri: str | None = None,
+    matches_uri: str | None = None,
+    iou_type: IouType = "bbox",
+    protocol: Protocol = "coco",
+    by: Sequence[str] = (),
+    compare_ref: str | None = None,
+    resamples: int = 1000,
+    oks_sigmas: Mapping[str, Sequence[float]] | None = None,
     baseline: Mapping[str, float] | None = None,
     title: str = "Detection report",
     progress: Progress | None = None,
 ) -> EvaluationResult:
-    """COCO box metrics of predictions against truth.
+    """Metrics of predictions against truth, and what can be learnt from the mistakes.
 
-    Categories are matched by name; their ids may differ. Images are matched by ``image_id``.
+    Categories are matched by name; their ids may differ. Images are matched by ``image_id``. Detections are matched
+    with truth once, whatever is asked.
 
     Args:
         dataset_ref: the truth, ``URI[@labels/<set>[:<version>]]``.
@@ -71,26 +116,56 @@ def evaluate(
         report_uri: where to write the HTML report, any fsspec URL; None for none.
         history: the training's history for the report's curves.
         metrics_uri: where to write the numbers as JSON; None for none.
+        markdown_uri: where to write them as Markdown; None for none.
+        matches_uri: folder to write the match table to, as Parquet; None for none.
+        iou_type: what is compared: ``bbox``, ``segm`` or ``keypoints``.
+        protocol: ``coco``, ``voc07``, ``voc10`` (boxes) or ``lvis`` (boxes and masks).
+        by: columns to measure parts of the dataset by: ``split``, ``source``, ``size`` or another, see
+            ``pipelines.metrics.grouping``.
+        compare_ref: other predictions on the same dataset, which these are compared with.
+        resamples: for confidence intervals and the comparison; 0 for no intervals.
+        oks_sigmas: spreads of keypoints by category, where they are not COCO's 17.
         baseline: an untrained model's numbers by name, shown beside these in the report.
         title: of the report.
     Raises:
-        DatasetNotFound: of either reference.
+        DatasetNotFound: of any reference.
         CategoryMismatch: a predicted category that the truth does not have.
-        ValueError: a split that the dataset has not, or nothing to measure.
+        ValueError: a split or column that the dataset has not, nothing to measure, or what cannot be measured so.
     """
+    check_protocol(protocol, iou_type)
     steps = 2 + (report_uri is not None)
     tell = progress or _silent
     tell("evaluate", 0, steps)
     dataset, predictions = open_dataset(dataset_ref), open_predictions(predictions_ref)
     pairs = pair(dataset, predictions, splits)
     tell("evaluate", 1, steps)
-    metrics = evaluate_boxes(
-        ((image.image_id, image.truth) for image in pairs.images),
-        ((image.image_id, image.found) for image in pairs.images),
-        pairs.label_map,
-    )
+    found: VocMetrics | LvisMetrics | None = None
+    if protocol == "lvis":
+        pairs, found = measure_lvis(dataset, pairs, iou_type)
+    elif protocol != "coco":
+        found = measure_voc(pairs, protocol)
+    settings = coco_settings(iou_type) if not isinstance(found, LvisMetrics) else found.coco.settings
+    if oks_sigmas:
+        settings = replace(settings, oks_sigmas={name: tuple(values) for name, values in oks_sigmas.items()})
+    # All that needs the match table: without it only what can come to count is compared.
+    wanted = bool(by) or any(u is not None for u in (report_uri, metrics_uri, markdown_uri, matches_uri, compare_ref))
+    table = _match(pairs, settings) if wanted else None
+    metrics = _coco_metrics(pairs, settings, table) if not isinstance(found, LvisMetrics) else found.coco
     tell("evaluate", 2, steps, AP=metrics.stats["AP"], AP50=metrics.stats["AP50"])
+
+    compared = None if compare_ref is None else open_predictions(compare_ref)
+    other = None
+    if compared is not None:
+        theirs = pair(dataset, compared, splits)
+        other = _match(measure_lvis(dataset, theirs, iou_type)[0] if protocol == "lvis" else theirs, settings)
+    analysis = None
+    if table is not None:
+        groups = [(name, image_groups(dataset, name, table.image_ids)) for name in dict.fromkeys(by) if name != SIZE]
+        analysis = analyse(table, groups=groups, other=other, resamples=resamples)
+        if matches_uri is not None:
+            matches_uri = write_matches(table, matches_uri)
     if report_uri is not None:
+        assert analysis is not None
         report_uri = write_report(
             report_uri,
             dataset=dataset,
@@ -102,23 +177,57 @@ def evaluate(
             splits=splits,
             pairs=pairs,
             notes=notes(pairs),
+            analysis=analysis,
+            protocol=None if found is None else (protocol, found.stats),
+            compared=None if compared is None else compared.reference,
         )
         tell("evaluate", 3, steps)
     result = EvaluationResult(
         metrics=metrics,
+        protocol=protocol,
+        by_protocol=found,
+        analysis=analysis,
         dataset_ref=dataset.reference,
         predictions_ref=predictions.reference,
+        compared_ref=None if compared is None else compared.reference,
         splits=tuple(sorted(splits if splits is not None else dataset.splits)),
         unknown_images=pairs.unknown,
         images_without_row=pairs.without_row,
         failed_images=tuple(image_id for image_id, _ in pairs.failed),
         report_uri=report_uri,
         metrics_uri=metrics_uri,
+        markdown_uri=markdown_uri,
+        matches_uri=matches_uri,
     )
     if metrics_uri is not None:
-        store, name = split_uri(metrics_uri)
-        store.write_bytes(name, json.dumps(result.to_json(), indent=2).encode())
+        _write(metrics_uri, json.dumps(result.to_json(), indent=2))
+    if markdown_uri is not None:
+        _write(markdown_uri, to_markdown(result.to_json(), title=title, notes=notes(pairs)))
     return result
+
+
+def _match(pairs: Pairs, settings: MatchSettings) -> MatchTable:
+    truths, found, sizes = _columns(pairs)
+    return match_images(truths, found, pairs.label_map, settings=settings, sizes=sizes)
+
+
+def _coco_metrics(pairs: Pairs, settings: MatchSettings, table: MatchTable | None) -> CocoMetrics:
+    if table is not None:
+        return metrics_of(counts_of(table), pairs.label_map, settings)
+    truths, found, sizes = _columns(pairs)
+    return evaluate_coco(truths, found, pairs.label_map, settings=settings, sizes=sizes)
+
+
+def _columns(pairs: Pairs) -> tuple[_Rows, _Rows, dict[str, tuple[int, int]]]:
+    """Truth, detections and sizes, the images in their order."""
+    truths = [(image.image_id, image.truth) for image in pairs.images]
+    found = [(image.image_id, image.found) for image in pairs.images]
+    return truths, found, {image.image_id: (image.height, image.width) for image in pairs.images}
+
+
+def _write(uri: str, text: str) -> None:
+    store, name = split_uri(uri)
+    store.write_bytes(name, text.encode())
 
 
 def notes(pairs: Pairs) -> list[str]:

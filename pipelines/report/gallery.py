@@ -6,22 +6,24 @@ import base64
 import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
 from pipelines.checks import BadImage
 from pipelines.decoding import decode_rgb
-from pipelines.metrics.coco import CocoMetrics
+from pipelines.metrics.matches import IGNORED, TRUE, MatchTable
 from pipelines.metrics.pairing import PairedImage
-from pipelines.records import Annotations, BoolArray, Category, FloatArray, IntArray, LabelMap
+from pipelines.metrics.ranking import threshold_index
+from pipelines.records import Annotations, BoolArray, Category, IntArray, LabelMap
 from pipelines.report.shapes import Skeleton, outline_path, skeleton
 from pipelines.shards import read_image
 from pipelines.versions import Dataset
 
 _IOU = 0.5
 _WIDEST = 480  # pixels
-_BYTES_OF_ALL = 2_200_000
+BYTES_OF_GALLERY = 1_500_000
 _MOST_BOXES = 60  # drawn an image
 
 
@@ -69,12 +71,14 @@ class Match:
     """One image's detections against its truth at one score threshold and IoU .5.
 
     Attributes:
-        kept: (M,) indices of the detections at or above the threshold, by descending score.
+        kept: (M,) indices of the detections at or above the threshold, by descending score; ``rows``: theirs in the
+            match table.
         right: (M,) bool; ``ignored``: (M,) bool, detections inside a crowd.
         met: (N,) bool, truth that was found.
     """
 
     kept: IntArray
+    rows: IntArray
     right: BoolArray
     ignored: BoolArray
     met: BoolArray
@@ -86,41 +90,37 @@ class Match:
         return hits, misses, int((~self.right & ~self.ignored).sum())
 
 
-def best_threshold(metrics: CocoMetrics) -> float:
-    """The score at which the mean curve at IoU .5 has its highest F1; 0.5 where there is none."""
-    curve = metrics.pr_curve(_IOU)
-    if not len(curve.precision) or not (curve.precision > 0).any():
-        return 0.5
-    f1 = 2 * curve.precision * curve.recall / np.maximum(curve.precision + curve.recall, 1e-12)
-    return float(curve.scores[int(f1.argmax())])
+def matches_of(table: MatchTable, images: Sequence[PairedImage], threshold: float) -> list[Match]:
+    """Each image's part of a match table, of whose truth and detections it is made, in the images' order.
+
+    Raises:
+        ValueError: the table was not matched at IoU .5, or not on these images.
+    """
+    at = threshold_index(table.settings, _IOU)
+    number = {image_id: n for n, image_id in enumerate(table.image_ids)}
+    strange = [image.image_id for image in images if image.image_id not in number]
+    if strange:
+        raise ValueError(f"the match table has no image {strange[0]!r}; match the images that are shown")
+    detections = _rows_of_images(table.images, table.num_images)
+    truths = _rows_of_images(table.truth_images, table.num_images)
+    matches = []
+    for image in images:
+        n = number[image.image_id]
+        rows = np.arange(*detections[n])
+        rows = rows[table.scores[rows] >= threshold]
+        rows = rows[np.argsort(-table.scores[rows], kind="stable")]
+        outcomes = table.outcomes[rows, 0, at]
+        right = outcomes == TRUE
+        met = np.zeros(truths[n][1] - truths[n][0], np.bool_)
+        met[table.matched[rows[right], at] - truths[n][0]] = True
+        matches.append(Match(kept=table.det_index[rows], right=right, ignored=outcomes == IGNORED, met=met, rows=rows))
+    return matches
 
 
-def match(image: PairedImage, threshold: float) -> Match:
-    """Greedy by score within a class, as the metrics do."""
-    scores = image.found.scores
-    assert scores is not None
-    order = np.argsort(-scores, kind="stable")
-    kept = order[scores[order] >= threshold].astype(np.int64)
-    right, ignored = np.zeros(len(kept), np.bool_), np.zeros(len(kept), np.bool_)
-    met = np.zeros(len(image.truth), np.bool_)
-    overlaps = _overlaps(image.found.boxes[kept], image.truth.boxes, image.truth.iscrowd)
-    for at, detection in enumerate(kept):
-        same = image.truth.category_ids == image.found.category_ids[detection]
-        free = np.where(same & ~met & ~image.truth.iscrowd, overlaps[at], -1.0)
-        if free.size and free.max() >= _IOU:
-            met[int(free.argmax())] = right[at] = True
-        else:
-            ignored[at] = bool((same & image.truth.iscrowd & (overlaps[at] >= _IOU)).any())
-    return Match(kept=kept, right=right, ignored=ignored, met=met)
-
-
-def _overlaps(found: FloatArray, truth: FloatArray, iscrowd: BoolArray) -> FloatArray:
-    """(M, N) IoU; against a crowd the share of the detection inside it."""
-    sides = np.minimum(found[:, None, 2:], truth[None, :, 2:]) - np.maximum(found[:, None, :2], truth[None, :, :2])
-    common = np.prod(np.maximum(sides, 0), 2)
-    own = np.prod(found[:, 2:] - found[:, :2], 1)[:, None]
-    union = np.where(iscrowd, own, own + np.prod(truth[:, 2:] - truth[:, :2], 1) - common)
-    return common / np.maximum(union, 1e-12)
+def _rows_of_images(images: IntArray, num_images: int) -> list[tuple[int, int]]:
+    """First row and the one after the last of each image; rows of an image lie together, in the order of images."""
+    ends = np.searchsorted(images, np.arange(num_images + 1))
+    return list(pairwise(ends.tolist()))
 
 
 def choose(images: Sequence[PairedImage], matches: Sequence[Match], count: int, seed: int = 0) -> list[tuple[int, str]]:
@@ -148,26 +148,36 @@ def gallery(
     dataset: Dataset,
     images: Sequence[PairedImage],
     label_map: LabelMap,
+    table: MatchTable,
     *,
     threshold: float,
     count: int,
 ) -> list[Picture]:
-    """Cards of at most ``count`` images with their thumbnails, about 2 MB of them together.
+    """Cards of at most ``count`` images with their thumbnails, about 1.5 MB of them together.
 
     Reads only the chosen images, each by one range read.
     """
-    matches = [match(image, threshold) for image in images]
+    matches = matches_of(table, images, threshold)
     chosen = choose(images, matches, count)
-    places = _places(dataset, {images[at].image_id for at, _ in chosen})
+    thumbnails = read_thumbnails(dataset, [images[at].image_id for at, _ in chosen], BYTES_OF_GALLERY)
     categories = {c.category_id: c for c in label_map.categories}
-    budget = _BYTES_OF_ALL // max(1, len(chosen))
-    pictures = []
-    for at, why in chosen:
-        shard, row = places[images[at].image_id]
-        uri = thumbnail(read_image(dataset.shards[shard], row), budget)
+    return [
+        picture(images[at], matches[at], categories, thumbnails[images[at].image_id], why=why)
+        for at, why in chosen
+        if images[at].image_id in thumbnails
+    ]
+
+
+def read_thumbnails(dataset: Dataset, image_ids: Sequence[str], budget: int) -> dict[str, str]:
+    """Small copies as data URIs by image id, of about ``budget`` bytes together; unreadable images are left out."""
+    places = _places(dataset, set(image_ids))
+    each = budget // max(1, len(places))
+    found = {}
+    for image_id, (shard, row) in places.items():
+        uri = thumbnail(read_image(dataset.shards[shard], row), each)
         if uri is not None:
-            pictures.append(_picture(images[at], matches[at], categories, uri, why))
-    return pictures
+            found[image_id] = uri
+    return found
 
 
 def _places(dataset: Dataset, image_ids: set[str]) -> dict[str, tuple[int, int]]:
@@ -196,7 +206,16 @@ def thumbnail(image: bytes, budget: int) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
 
 
-def _picture(image: PairedImage, found: Match, categories: Mapping[int, Category], uri: str, why: str) -> Picture:
+def picture(
+    image: PairedImage,
+    found: Match,
+    categories: Mapping[int, Category],
+    uri: str,
+    *,
+    why: str,
+    focus: tuple[Collection[int], Collection[int]] = ((), ()),
+) -> Picture:
+    """One card; ``focus`` are indices of the truths and of the detections that it is about."""
     hits, misses, false_alarms = found.errors(image)
     grain = max(image.width, image.height) / _WIDEST
     truth_states = np.where(image.truth.iscrowd, "crowd", np.where(found.met, "found", "missed")).tolist()
@@ -207,8 +226,8 @@ def _picture(image: PairedImage, found: Match, categories: Mapping[int, Category
         width=image.width,
         height=image.height,
         uri=uri,
-        truth=marks(image.truth, np.arange(len(image.truth)), truth_states, categories, grain),
-        found=marks(image.found, found.kept, found_states, categories, grain),
+        truth=marks(image.truth, np.arange(len(image.truth)), truth_states, categories, grain, focus[0]),
+        found=marks(image.found, found.kept, found_states, categories, grain, focus[1]),
         hits=hits,
         misses=misses,
         false_alarms=false_alarms,
@@ -226,14 +245,17 @@ def marks(
     """What to draw of some objects.
 
     Args:
-        order: (M,) their indices; the first are drawn where there are too many.
+        order: (M,) their indices; the first of them are drawn where there are too many, and those in ``focus``.
         states: M of them, see ``Mark``.
         grain: image pixels in one pixel of the picture.
         focus: indices of those that are meant.
     """
     drawn = []
     words = {"found": "", "missed": ", missed", "false": ", false alarm", "crowd": ", crowd"}
-    for at, state in list(zip(order.tolist(), states, strict=True))[:_MOST_BOXES]:
+    chosen = list(zip(order.tolist(), states, strict=True))
+    # What the picture is about is drawn last, in front of the others.
+    chosen = [c for c in chosen if c[0] not in focus][:_MOST_BOXES] + [c for c in chosen if c[0] in focus]
+    for at, state in chosen:
         x, y, w, h = (round(float(v), 1) for v in objects.boxes_xywh[at])
         category = categories[int(objects.category_ids[at])]
         score = "" if objects.scores is None else f" {objects.scores[at]:.2f}"

@@ -8,21 +8,39 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.metrics.coco import NO_TRUTH, STAT_NAMES, CocoMetrics
+from pipelines.metrics.analysis import Analysis, analyse
+from pipelines.metrics.bootstrap import BootstrapIntervals
+from pipelines.metrics.coco import NO_TRUTH, CocoMetrics
+from pipelines.metrics.matches import MatchTable, match_images
 from pipelines.metrics.pairing import Pairs, pair
 from pipelines.predictions import PredictionSet
 from pipelines.report import figures
 from pipelines.report.charts import Series
-from pipelines.report.gallery import best_threshold, gallery
+from pipelines.report.findings import findings
+from pipelines.report.gallery import gallery
+from pipelines.report.mistakes import worst_mistakes
 from pipelines.storage import redact, split_uri
 from pipelines.summary import DatasetSummary, summarise
 from pipelines.versions import Dataset
 
 GALLERY_SIZE = 24
-_HEADLINES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
+_HEADLINES = (
+    "mAP",
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_100",
+    "AR",
+    "AR_300",
+    "AP_r",
+    "AP_f",
+)
 _MEANING = {
     "AP": "mean over IoU .50–.95",
     "AP50": "at IoU .50",
@@ -36,7 +54,18 @@ _MEANING = {
     "AR_small": "recall, small objects",
     "AR_medium": "recall, medium objects",
     "AR_large": "recall, large objects",
+    "AR_300": "recall, 300 detections an image",
+    "AR": "recall, mean over IoU .50–.95",
+    "AR50": "recall at IoU .50",
+    "AR75": "recall at IoU .75",
+    "AP_r": "rare classes",
+    "AP_c": "common classes",
+    "AP_f": "frequent classes",
+    "mAP": "mean over classes at IoU .50",
 }
+_MEASURED = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+_PROTOCOLS = {"coco": "COCO", "voc07": "PASCAL VOC 2007", "voc10": "PASCAL VOC 2010", "lvis": "LVIS"}
+_PARTS = ("macros.html.j2", "analysis.html.j2", "parts.html.j2", "dataset.html.j2")
 
 
 def write_report(
@@ -52,6 +81,9 @@ def write_report(
     pairs: Pairs | None = None,
     notes: Sequence[str] = (),
     gallery_size: int = GALLERY_SIZE,
+    analysis: Analysis | None = None,
+    protocol: tuple[str, Mapping[str, float]] | None = None,
+    compared: str | None = None,
 ) -> str:
     """Write the report.
 
@@ -63,12 +95,27 @@ def write_report(
         pairs: truth and predictions if they are joined already.
         notes: what the reader must know first, one sentence each.
         gallery_size: at most this many images.
+        analysis: of the same truth and predictions; made here, without intervals, where it is None.
+        protocol: name and headline numbers of a protocol other than COCO, shown first.
+        compared: reference of the predictions that the analysis compares with.
     Returns:
         The URI.
     """
     pairs = pairs or pair(dataset, predictions, splits)
     summary = summarise(dataset)
-    threshold = best_threshold(metrics)
+    if analysis is None:
+        analysis = analyse(_matched(pairs, metrics), resamples=0)
+    threshold = analysis.score_threshold
+    pictures = gallery(dataset, pairs.images, pairs.label_map, analysis.table, threshold=threshold, count=gallery_size)
+    mistakes = worst_mistakes(
+        dataset,
+        pairs.images,
+        pairs.label_map,
+        analysis.table,
+        analysis.mistakes,
+        analysis.errors,
+        threshold=threshold,
+    )
     page = render(
         {
             "title": title,
@@ -76,9 +123,10 @@ def write_report(
             "splits": sorted(splits) if splits else sorted(dataset.splits),
             "notes": list(notes),
             "threshold": threshold,
-            "pictures": gallery(dataset, pairs.images, pairs.label_map, threshold=threshold, count=gallery_size),
+            "pictures": pictures,
             "provenance": _provenance(dataset, predictions, metrics),
-            **_numbers(metrics, baseline),
+            **_numbers(metrics, baseline, protocol, analysis.intervals),
+            **findings(analysis, mistakes, None if compared is None else redact(compared)),
             **_charts(metrics, history or (), summary),
             "summary": summary,
         }
@@ -88,12 +136,25 @@ def write_report(
     return store.join(name)
 
 
+def _matched(pairs: Pairs, metrics: CocoMetrics) -> MatchTable:
+    return match_images(
+        ((image.image_id, image.truth) for image in pairs.images),
+        ((image.image_id, image.found) for image in pairs.images),
+        pairs.label_map,
+        settings=metrics.settings,
+        sizes={image.image_id: (image.height, image.width) for image in pairs.images},
+    )
+
+
 def render(values: Mapping[str, Any]) -> str:
     """The page from its values; everything is escaped but what is ``Markup`` already."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    here = files("pipelines.report")
+    parts = DictLoader({name: (here / name).read_text("utf-8") for name in _PARTS})
+    environment = Environment(
+        loader=parts, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["number"] = _number
     environment.filters["delta"] = lambda value: f"{value:+.3f}"
-    here = files("pipelines.report")
     template = environment.from_string((here / "report.html.j2").read_text("utf-8"))
     # Our own files: the only text that goes into the page unescaped.
     style = Markup((here / "report.css").read_text("utf-8"))
@@ -105,16 +166,34 @@ def _number(value: float | None) -> str:
     return "n/a" if value is None or value == NO_TRUTH else f"{value:.3f}"
 
 
-def _numbers(metrics: CocoMetrics, baseline: Mapping[str, float] | None) -> dict[str, Any]:
-    before = baseline or {}
-    rows = [
-        {"name": name, "value": metrics.stats[name], "before": before.get(name), "meaning": _MEANING[name]}
-        for name in STAT_NAMES
-    ]
+def _numbers(
+    metrics: CocoMetrics,
+    baseline: Mapping[str, float] | None,
+    protocol: tuple[str, Mapping[str, float]] | None,
+    intervals: BootstrapIntervals | None,
+) -> dict[str, Any]:
+    """The protocol's numbers, then COCO's where they are others."""
+    before, name = baseline or {}, "coco" if protocol is None else protocol[0]
+    stats = {**(protocol[1] if protocol is not None else {}), **metrics.stats}
+    between = {} if intervals is None else intervals.overall
+    rows = []
+    for key, value in stats.items():
+        interval = between.get(key)
+        rows.append(
+            {
+                "name": key,
+                "value": value,
+                "before": before.get(key),
+                "meaning": _MEANING.get(key, ""),
+                "interval": None if interval is None or interval.low is None else interval,
+            }
+        )
     return {
         "headlines": [row for row in rows if row["name"] in _HEADLINES],
         "stats": rows,
         "has_baseline": any(row["before"] is not None for row in rows),
+        "measured": f"{_PROTOCOLS[name]} {_MEASURED[metrics.settings.iou_type]}",
+        "confidence": "" if intervals is None else f"{intervals.confidence:.0%}",
         "classes": [{"name": name, **c.to_json()} for name, c in metrics.per_class.items()],
         "num_images": metrics.num_images,
         "num_truths": int(metrics.truths_per_class.sum()),
@@ -154,7 +233,7 @@ def _provenance(dataset: Dataset, predictions: PredictionSet, metrics: CocoMetri
     entries = [
         entry("Dataset", dataset.reference, dataset.digest, dict(dataset.metadata.get("provenance") or {})),
         entry("Predictions", predictions.reference, predictions.digest, told),
-        entry("Metrics", "COCO boxes", metrics.engine, metrics.to_json()["stats"]),
+        entry("Metrics", f"COCO {_MEASURED[metrics.settings.iou_type]}", metrics.engine, metrics.to_json()["stats"]),
     ]
     model = told.get("model")
     if isinstance(model, Mapping):

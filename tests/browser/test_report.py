@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.evaluated import BASELINE, HISTORY, make_evaluated
+from tests.evaluated import BASELINE, HISTORY, guessed_rows, make_evaluated, write_guesses
 from workers.evaluate import evaluate
 
 CHROMIUM = next(
@@ -25,6 +25,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     made = make_evaluated(folder / "dataset")
     path = folder / "report.html"
+    better = [row for row in guessed_rows(list(made.dataset.records()), skill=0.97, seed=3) if row.split == "val"]
+    other = write_guesses(made.dataset, better, made.dataset.label_map, label_set="better")
     evaluate(
         made.dataset.reference,
         made.predictions.reference,
@@ -33,6 +35,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         HISTORY,
         baseline=BASELINE,
         title="Shapes & <friends>",
+        by=["split", "format"],
+        compare_ref=other.reference,
+        resamples=200,
     )
     return path
 
@@ -83,6 +88,11 @@ def test_everything_is_drawn_and_the_console_is_silent(report: Path) -> None:
         "Precision over recall",
         "Training loss by epoch",
         "Validation AP by epoch",
+        "Kinds of error",
+        "Confusion matrix",
+        "Calibration of scores",
+        "Confidence intervals of AP",
+        "Difference of AP by class",
         "Objects by class and size",
         "Objects an image",
         "Box sizes",
@@ -91,10 +101,26 @@ def test_everything_is_drawn_and_the_console_is_silent(report: Path) -> None:
     assert {"AP", "AP50", "AP75"} <= headlines
     assert "untrained 0.004" in shown.stdout
     assert "<title>Shapes &amp; &lt;friends&gt;</title>" in shown.stdout
-    assert len(page.of_class("figure", "picture")) == 12
+    focused = page.of_class("figure", "focused")
+    assert len(page.of_class("figure", "picture")) == 12 + len(focused)
+    assert len(focused) >= 4
+    # Each picture of a mistake is about one truth, one detection, or one of each.
+    assert len(focused) <= len(page.of_class("g", "focus")) <= 2 * len(focused)
     assert len(page.of_class("g", "mark")) > 100
+    assert len(page.of_class("path", "mask")) > 30
+    # Bars of errors lead to examples that are there.
+    ids = {a["id"] for _, a in page.found if "id" in a}
+    links = [a["href"] for tag, a in page.found if tag == "a" and (a.get("href") or "").startswith("#mistakes-")]
+    assert links
+    assert {(link or "#")[1:] for link in links} <= ids
+    # A square for each pair of the six classes and background.
+    assert len(page.of_class("rect", "cell")) == 49
+    assert len(page.of_class("span", "interval")) == 2
     sections = [a.get("id") for tag, a in page.found if tag == "section"]
-    assert sections == ["curves", "classes", "gallery", "dataset", "ledger", "provenance"]
+    assert sections == [
+        *("curves", "errors", "comparison", "classes", "slices", "gallery"),
+        *("dataset", "ledger", "provenance"),
+    ]
 
 
 def test_it_asks_nothing_of_the_network(report: Path) -> None:
@@ -114,8 +140,8 @@ def test_tips_and_sorting_work(report: Path) -> None:
       bar.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: box.x, clientY: box.y}));
       const tip = document.getElementById("tip");
       document.body.dataset.tipShown = tip.hidden ? "" : tip.textContent;
-      document.querySelectorAll(".sortable thead th")[1].click();
-      const rows = [...document.querySelectorAll(".sortable tbody tr")];
+      document.querySelectorAll("#classes .sortable thead th")[1].click();
+      const rows = [...document.querySelectorAll("#classes .sortable tbody tr")];
       document.body.dataset.order = rows.map(r => r.cells[1].textContent).join(" ");
     </script></body>"""
     driven = report.with_name("driven.html")
@@ -127,7 +153,7 @@ def test_tips_and_sorting_work(report: Path) -> None:
     assert order == sorted(order, reverse=True)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, 1), (1280, 0), (500, 1)], ids=["desktop", "dark", "narrow"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, 1), (1280, 0), (420, 1)], ids=["desktop", "dark", "narrow"])
 def test_it_fits_the_window(report: Path, width: int, scheme: int) -> None:
     """Nothing sticks out sideways, and the two colour schemes differ."""
     probe = (

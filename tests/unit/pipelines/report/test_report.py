@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from pipelines.metrics.coco import evaluate_boxes
+from pipelines.metrics.matches import match_images
 from pipelines.metrics.pairing import PairedImage, pair
 from pipelines.records import Annotations, LabelMap
 from pipelines.report import charts, pr_curve_svg, write_report
-from pipelines.report.gallery import best_threshold, choose, match, thumbnail
+from pipelines.report.gallery import Match, choose, matches_of, thumbnail
 from pipelines.shard_writing import label_rows
 from tests.evaluated import HISTORY, guessed_rows, make_evaluated, synthetic_records, write_dataset, write_guesses
 
@@ -114,14 +115,21 @@ def image_of(truth: Annotations, found: Annotations, name: str = "a") -> PairedI
     return PairedImage(image_id=name, coco_image_id=1, width=200, height=200, truth=truth, found=found)
 
 
+def matched(images: list[PairedImage], threshold: float) -> list[Match]:
+    label_map = LabelMap.from_json([{"id": 1, "name": "cell"}])
+    named = [replace(image, image_id=f"{at}") for at, image in enumerate(images)]
+    truths, found = ([(i.image_id, getattr(i, part)) for i in named] for part in ("truth", "found"))
+    return matches_of(match_images(truths, found, label_map), named, threshold)
+
+
 def test_gallery_counts_as_the_metrics_do() -> None:
     truth = boxes((0, 0, 10, 10), (50, 50, 20, 20), (100, 100, 50, 50))
     truth.iscrowd[2] = True
     found = boxes((0, 0, 10, 10), (1, 0, 10, 10), (110, 110, 10, 10), (50, 50, 20, 20), scores=[0.9, 0.8, 0.7, 0.2])
     image = image_of(truth, found)
     # Second hit on the same object is false, the one in the crowd is ignored, the last is below the threshold.
-    assert match(image, 0.5).errors(image) == (1, 1, 1)
-    assert match(image, 0.1).errors(image) == (2, 0, 1)
+    assert matched([image], 0.5)[0].errors(image) == (1, 1, 1)
+    assert matched([image], 0.1)[0].errors(image) == (2, 0, 1)
 
 
 def test_gallery_shows_chance_and_the_worst() -> None:
@@ -129,22 +137,14 @@ def test_gallery_shows_chance_and_the_worst() -> None:
     poor = image_of(boxes((0, 0, 10, 10)), boxes((0, 0, 10, 10), (50, 0, 10, 10), scores=[0.9, 0.8]))
     bad = image_of(boxes((0, 0, 10, 10)), boxes((50, 0, 10, 10), scores=[0.9]))
     images = [good] * 20 + [poor] * 10 + [bad] * 10
-    matches = [match(i, 0.5) for i in images]
+    matches = matched(images, 0.5)
     chosen = choose(images, matches, 12)
     assert [why for _, why in chosen] == ["random"] * 8 + ["worst"] * 4
     assert all(at >= 30 for at, why in chosen if why == "worst")
     assert len({at for at, _ in chosen}) == 12
     assert choose(images, matches, 12) == chosen
     perfect = [good] * 5
-    assert sorted(choose(perfect, [match(i, 0.5) for i in perfect], 24)) == [(at, "random") for at in range(5)]
-
-
-def test_threshold_has_the_best_f1() -> None:
-    truth = boxes((0, 0, 10, 10), (50, 50, 20, 20))
-    found = boxes((0, 0, 10, 10), (50, 50, 20, 20), (100, 0, 10, 10), scores=[0.9, 0.6, 0.3])
-    label_map = LabelMap.from_json([{"id": 1, "name": "cell"}])
-    assert best_threshold(evaluate_boxes([("a", truth)], [("a", found)], label_map)) == pytest.approx(0.6)
-    assert best_threshold(evaluate_boxes([("a", truth)], [], label_map)) == 0.5
+    assert sorted(choose(perfect, matched(perfect, 0.5), 24)) == [(at, "random") for at in range(5)]
 
 
 @pytest.mark.parametrize(

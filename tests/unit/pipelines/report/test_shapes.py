@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from pipelines.metrics.matches import match_images
 from pipelines.metrics.pairing import PairedImage
-from pipelines.records import Annotations, Category, LabelMap, Rle
+from pipelines.records import Annotations, Category, Rle
 from pipelines.report.gallery import gallery
 from pipelines.report.shapes import outline_path, skeleton
 from pipelines.sources.drawn import encode_mask
@@ -79,7 +80,8 @@ def test_the_gallery_carries_them(tmp_path) -> None:
         truth=truth,
         found=found,
     )
-    (picture,) = gallery(dataset, [image], LabelMap(categories=label_map.categories), threshold=0.5, count=1)
+    table = match_images([(image.image_id, truth)], [(image.image_id, found)], label_map)
+    (picture,) = gallery(dataset, [image], label_map, table, threshold=0.5, count=1)
     with_mask = sum(p is not None or r is not None for p, r in zip(truth.polygons, truth.rles, strict=True))
     assert with_mask > 0
     for marks in (picture.truth, picture.found):
