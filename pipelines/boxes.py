@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from pipelines.records import FloatArray, IntArray
 from pipelines.shards import ShardRef, read_label_columns
+from pipelines.storage import Store
 from pipelines.versions import Dataset
 
 _COLUMNS = ("image_id", "objects.bbox", "objects.category_id")
 _TOP = ["image_id", "objects"]
-_READERS = 4
+_READERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,8 +45,11 @@ def read_boxes(dataset: Dataset, splits: tuple[str, ...] | None = None) -> BoxTa
             table = table.filter(pc.field("objects").is_valid())
         return table if splits is None else table.filter(pc.field("split").isin(list(splits))).select(_TOP)
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        table = pa.concat_tables(pool.map(read, dataset.shards)).combine_chunks()
+    if Store.open(dataset.uri).is_local:  # other threads would only cost memory of their own
+        table = pa.concat_tables(map(read, dataset.shards)).combine_chunks()
+    else:
+        with ThreadPoolExecutor(_READERS) as pool:
+            table = pa.concat_tables(pool.map(read, dataset.shards)).combine_chunks()
     objects = pa.chunked_array(table["objects"]).combine_chunks() if table.num_rows else None
     if objects is None:
         return BoxTable(

@@ -134,7 +134,8 @@ def read_labels(ref: ShardRef) -> list[LabelRow]:
 def read_label_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
     """Some columns of a shard's labels; ``objects.id`` reads one leaf of the struct."""
     content = _label_bytes(ref.uri, ref.label_path)
-    return pq.ParquetFile(pa.BufferReader(content)).read(columns=list(columns))
+    # Some kilobytes of a file that is in memory: other threads cost more than they help.
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns=list(columns), use_threads=False)
 
 
 def read_row_group(
