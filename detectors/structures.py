@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from detectors.blocks.masks import THRESHOLD, mask_rles, paste_masks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,3 +89,24 @@ class Prediction:
 
     def __len__(self) -> int:
         return self.boxes.shape[0]
+
+    def rle(self, threshold: float = THRESHOLD) -> list[NDArray[np.int64]]:
+        """COCO's uncompressed run lengths of each mask in the original image, see ``mask_rles``.
+
+        Raises:
+            ValueError: there are no masks, or the threshold is out of range.
+        """
+        return mask_rles(self._crops(), self.boxes, self.size, threshold)
+
+    def dense(self) -> Tensor:
+        """(N, H, W) float32 probabilities of the masks in the original image, 0 outside their boxes.
+
+        Raises:
+            ValueError: there are no masks.
+        """
+        return paste_masks(self._crops(), self.boxes, self.size)
+
+    def _crops(self) -> Tensor:
+        if self.masks is None:
+            raise ValueError("this prediction has no masks; a detector of masks, such as mask_rcnn_*, gives them")
+        return self.masks
