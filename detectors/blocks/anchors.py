@@ -16,12 +16,14 @@ AnchorStyle = Literal["paper", "torchvision", "efficientdet"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorGrid:
-    """Where anchors lie: at level l of stride s_l, sizes scale * s_l * 2^(i / octaves) in every ratio.
+    """Where anchors lie: at level l of stride s_l, sizes scale * s_l * 2^(i * doublings / octaves) in every ratio.
 
     Attributes:
         strides: of the levels, pixels.
         scale: size of the smallest anchor in strides; RetinaNet's is 4 (32 px at stride 8).
-        octaves: sizes within one doubling.
+        octaves: sizes a position.
+        doublings: over which they are spread: 1 for sizes between one level and the next, as many as there are sizes
+            where each is twice the one before (Faster R-CNN on one map: 128, 256, 512).
         ratios: height / width.
         offset: of the anchor's centre inside its cell, in strides; 0.5 is the cell's middle.
         style: ``paper``, or ``torchvision``: sizes cut to integers, corners rounded, strides = image // map, or
@@ -36,6 +38,7 @@ class AnchorGrid:
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     offset: float = 0.0
     style: AnchorStyle = "paper"
+    doublings: float = 1.0
 
     @property
     def num_anchors(self) -> int:
@@ -77,7 +80,7 @@ def grid_anchors(grid: AnchorGrid, shapes: tuple[Shape, ...], image_shape: Shape
 
 def _cell_anchors(grid: AnchorGrid, stride: int) -> Tensor:
     """(A, 4) float32 xyxy around the origin."""
-    sizes = [grid.scale * stride * 2 ** (i / grid.octaves) for i in range(grid.octaves)]
+    sizes = [grid.scale * stride * 2 ** (i * grid.doublings / grid.octaves) for i in range(grid.octaves)]
     if grid.style == "torchvision":
         sizes = [float(int(size)) for size in sizes]
     half = torch.tensor(
