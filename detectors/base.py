@@ -92,5 +92,18 @@ class Detector(nn.Module, ABC):
     def predict(self, batch: Batch) -> list[Prediction]:
         """One prediction an image, boxes in original pixels."""
 
+    def arithmetic(self, images: Tensor) -> object:
+        """Runs all arithmetic of predicting (B, 3, H, W) images, for counting it.
+
+        Called on shapes alone (the meta device), so nothing here may depend on values: a detector in several stages
+        overrides it and gives the later ones as many regions as it takes at most.
+
+        Raises:
+            ValueError: the network is several methods, and the detector does not say how they follow each other.
+        """
+        if len(self.network) != 1:
+            raise ValueError(f"{type(self).__name__}'s network is {', '.join(self.network)}; only one can be run")
+        return getattr(self, self.network[0])(images)
+
     def forward(self, batch: Batch, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Prediction]:
         return self.predict(batch) if targets is None else self.losses(batch, targets)

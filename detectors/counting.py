@@ -27,8 +27,8 @@ def count_multiply_adds(detector: Detector, size: int | tuple[int, int] | None =
         size: height and width of the padded input or one number for both, pixels; None is the model's own size,
             rounded up to its divisor.
     Raises:
-        ValueError: a size below one pixel, or a detector whose network is more than one method from images to
-            outputs.
+        ValueError: a size below one pixel, or a detector that does not say what its arithmetic is, see
+            ``Detector.arithmetic``.
     """
     if size is None:
         own = detector.preprocessing
@@ -36,8 +36,6 @@ def count_multiply_adds(detector: Detector, size: int | tuple[int, int] | None =
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"an input of {height} x {width} pixels; need at least 1 x 1")
-    if len(detector.network) != 1:
-        raise ValueError(f"{type(detector).__name__}'s network is {', '.join(detector.network)}; only one can be run")
     network = _Network(detector)
     tensors = itertools.chain(network.named_parameters(), network.named_buffers())
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors}
@@ -53,11 +51,11 @@ def count_multiply_adds(detector: Detector, size: int | tuple[int, int] | None =
 
 
 class _Network(nn.Module):
-    """The one method of a detector that is its network, as a module's ``forward``."""
+    """A detector's arithmetic as a module's ``forward``."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, images: Tensor) -> object:
-        return getattr(self.detector, self.detector.network[0])(images)
+        return self.detector.arithmetic(images)
