@@ -12,6 +12,7 @@ from typing import Any
 from detectors.base import Detector, DetectorSpec
 from detectors.keymaps import load_backbone_weights
 from detectors.models.efficientdet import EFFICIENTDETS, EfficientDet
+from detectors.models.faster_rcnn import FASTER_RCNNS, FasterRcnn
 from detectors.models.localizer import LOCALIZERS, Localizer
 from detectors.models.retinanet import RETINANETS, RetinaNet
 from detectors.models.ssd import SSD, SSDS
@@ -46,6 +47,7 @@ def _family(build: Callable[[int, Any], Detector], variants: Mapping[str, Any], 
 CATALOG: dict[str, CatalogEntry] = {
     **_family(RetinaNet, RETINANETS, "boxes"),
     **_family(EfficientDet, EFFICIENTDETS, "boxes"),
+    **_family(FasterRcnn, FASTER_RCNNS, "boxes"),
     **_family(SSD, SSDS, "boxes"),
     **_family(SsdGrid, SSD_GRIDS, "boxes"),
     **_family(YoloV1, YOLO_V1S, "boxes"),

@@ -33,6 +33,7 @@ from detectors.keymaps import (
 )
 from detectors.keymaps_darknet import VALUES, darknet_to_yolo_v3, read_darknet
 from detectors.keymaps_effdet import effdet_efficientdet
+from detectors.keymaps_rcnn import torchvision_rcnn
 from detectors.keymaps_ssd import torchvision_ssd
 from detectors.models.efficientdet import EfficientDet
 from detectors.weights import KnownWeights, find_by_digest
@@ -69,6 +70,7 @@ KEY_MAPS: dict[str, KeyMap] = {
         rename=lambda state, _: torchvision_retinanet(state, num_anchors=1), families=("retinanet_",)
     ),
     "torchvision_ssd": KeyMap(rename=lambda state, _: torchvision_ssd(state, num_boxes=()), families=("ssd300_",)),
+    "torchvision_rcnn": KeyMap(rename=lambda state, _: torchvision_rcnn(state), families=("faster_rcnn_",)),
     "effdet_efficientdet": KeyMap(rename=_effdet, families=("efficientdet_",)),
     "darknet_to_yolo_v3": KeyMap(rename=_darknet, families=("yolo_v3_",)),
 }

@@ -125,6 +125,18 @@ KNOWN_WEIGHTS: tuple[KnownWeights, ...] = (
         norm_eps=0.0,
     ),
     KnownWeights(
+        name="faster_rcnn_r50_fpn_coco",
+        url=f"{TORCHVISION}/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+        sha256="258fb6c6",
+        licence="BSD-3-Clause",
+        trained_on="coco",
+        key_map="torchvision_rcnn",
+        fits=("faster_rcnn_r50_fpn",),
+        rows=coco_rows(first=1),
+        options={"anchor_style": "torchvision", "image_size": 1066},
+        norm_eps=0.0,
+    ),
+    KnownWeights(
         name="ssd300_vgg16_coco",
         url=f"{TORCHVISION}/ssd300_vgg16_coco-b556d3b4.pth",
         sha256="b556d3b4",

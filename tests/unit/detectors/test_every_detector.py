@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "retinanet_r18_fpn": {"image_size": 64, **HEAD},
     "ssd300_vgg16": {"width": 0.125},
     "yolo_v3_tiny": {"image_size": 64},
+    "faster_rcnn_lite0_fpn": {"image_size": 64, "fpn_channels": 16, "box_channels": 16, "proposals": 20},
     "efficientdet_lite0": {"image_size": 64, "channels": 16, "layers": 1, "head_depth": 1},
 }
 # The same class with its rows arranged in another way.

@@ -52,7 +52,11 @@ def test_urls_are_those_that_timm_and_torchvision_have_themselves() -> None:
         weights.url
         for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "vgg16")
         for weights in get_model_weights(name)
-    } | {weights.url for name in ("retinanet_resnet50_fpn", "ssd300_vgg16") for weights in get_model_weights(name)}
+    } | {
+        weights.url
+        for name in ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn", "ssd300_vgg16")
+        for weights in get_model_weights(name)
+    }
     for known in KNOWN_WEIGHTS:
         if "pytorch.org" in known.url:
             assert known.url in theirs
@@ -92,6 +96,12 @@ def torchvision_retinanet() -> nn.Module:
     return retinanet_resnet50_fpn(weights=None, weights_backbone=None)
 
 
+def torchvision_faster_rcnn() -> nn.Module:
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    return fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+
+
 def torchvision_ssd() -> nn.Module:
     from torchvision.models.detection import ssd300_vgg16
 
@@ -105,6 +115,7 @@ def effdet(name: str) -> nn.Module:
 
 RELEASED = [
     pytest.param("retinanet_r50_fpn", torchvision_retinanet, 91, marks=pytest.mark.slow),
+    pytest.param("faster_rcnn_r50_fpn", torchvision_faster_rcnn, 90, marks=pytest.mark.slow),
     pytest.param("ssd300_vgg16", torchvision_ssd, 90, marks=pytest.mark.slow),
     pytest.param("efficientdet_lite0", lambda: effdet("efficientdet_lite0"), 90, marks=pytest.mark.slow),
 ]

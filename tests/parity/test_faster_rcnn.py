@@ -1,0 +1,254 @@
+"""Faster R-CNN R50-FPN against torchvision's, with its random weights copied in by the key map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from detectors import create
+from detectors.blocks.roi import RoiPooler
+from detectors.blocks.rpn import select_proposals
+from detectors.keymaps import WeightsMismatch, load_named
+from detectors.keymaps_rcnn import torchvision_rcnn
+from detectors.loading import load_state
+from detectors.models import faster_rcnn
+from detectors.models.faster_rcnn import FasterRcnn
+from detectors.structures import Batch, Target
+
+CLASSES = 7
+SIZES = [(128, 192), (120, 160)]  # two, so that padding matters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    theirs: nn.Module
+    ours: FasterRcnn
+    batch: Batch
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    torch.manual_seed(0)
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
+    make_lively(theirs)
+    ours = create("faster_rcnn_r50_fpn", num_classes=CLASSES, anchor_style="torchvision")
+    assert isinstance(ours, FasterRcnn)
+    loaded, untouched, left_out = load_named(ours, torchvision_rcnn(theirs.state_dict()), "faster_rcnn_r50_fpn")
+    assert (untouched, left_out) == ((), ()) and len(loaded) == len(ours.state_dict())
+    return Pair(theirs=theirs.eval(), ours=ours.eval(), batch=make_batch_of_noise())
+
+
+def test_first_stage(pair: Pair) -> None:
+    with torch.no_grad():
+        features = list(pair.theirs.backbone(pair.batch.images).values())
+        logits, deltas = pair.theirs.rpn.head(features)
+        ours = pair.ours.dense(pair.batch.images)
+        anchors = pair.theirs.rpn.anchor_generator(image_list(pair.batch), features)[0]
+    assert torch.equal(pair.ours.anchors(ours.proposals, pair.batch.images), anchors)
+    assert len(ours.maps) == len(features)
+    for level, got in enumerate(ours.maps):
+        torch.testing.assert_close(got, features[level], atol=1e-5, rtol=1e-5)
+        expected = logits[level].permute(0, 2, 3, 1).flatten(1)
+        assert expected.std() > 0.1  # random weights that say nothing would prove nothing
+        torch.testing.assert_close(ours.proposals.logits[level][..., 0], expected, atol=1e-5, rtol=1e-5)
+        expected = deltas[level].permute(0, 2, 3, 1).reshape(len(pair.batch), -1, 4)
+        torch.testing.assert_close(ours.proposals.deltas[level], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_proposals(pair: Pair) -> None:
+    with torch.no_grad():
+        expected, _ = pair.theirs.rpn(image_list(pair.batch), pair.theirs.backbone(pair.batch.images))
+        outputs = pair.ours.dense(pair.batch.images).proposals
+    anchors = pair.ours.anchors(outputs, pair.batch.images)
+    found = select_proposals(outputs, anchors, pair.batch.sizes, pair.ours.proposals)
+    for got, want in zip(found, expected):
+        assert len(got) == len(want) > 300
+        same = torch.zeros(len(got), dtype=torch.int64)
+        torch.testing.assert_close(got[canonical(same, got)], want[canonical(same, want)], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [7, 14])
+def test_pooled_regions(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 3, 128 // s, 256 // s, generator=generator) for s in (4, 8, 16, 32)]
+    corner = torch.rand(2, 40, 2, generator=generator) * 100
+    # From a few pixels to beyond the image: every level is met.
+    side = 4 * 2 ** (torch.rand(2, 40, 2, generator=generator) * 8)
+    boxes = list(torch.cat([corner, corner + side], 2))
+    theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=size, sampling_ratio=2)
+    expected = theirs({str(i): x for i, x in enumerate(maps)}, boxes, [(128, 256)] * 2)
+    pooler = RoiPooler(size=size)
+    assert set(pooler.levels(torch.cat(boxes)).tolist()) == {0, 1, 2, 3}
+    assert torch.equal(pooler.pool(maps, boxes), expected)
+
+
+TARGETS = {"objects": (2, 3), "one image empty": (2, 0), "both images empty": (0, 0)}
+
+
+@pytest.mark.parametrize("counts", TARGETS.values(), ids=TARGETS.keys())
+def test_losses(pair: Pair, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = make_targets(counts)
+    torch.manual_seed(5)
+    expected, proposals = their_losses(
+        pair.theirs, pair.batch, [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets]
+    )
+    # Of proposals that are nearly equally good, either may come first; the sampler would then draw others.
+    monkeypatch.setattr(faster_rcnn, "select_proposals", lambda *_: proposals)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        losses = pair.ours(pair.batch, targets)
+    for ours, theirs in (
+        ("objectness", "loss_objectness"),
+        ("proposal_regression", "loss_rpn_box_reg"),
+        ("classification", "loss_classifier"),
+        ("box_regression", "loss_box_reg"),
+    ):
+        torch.testing.assert_close(losses[ours], expected[theirs], atol=1e-5, rtol=1e-5, msg=ours)
+    assert (losses["box_regression"] > 0) == (sum(counts) > 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"score_threshold": 0.1, "nms_iou": 0.3, "max_detections": 60}])
+def test_detections(pair: Pair, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = create("faster_rcnn_r50_fpn", num_classes=CLASSES, anchor_style="torchvision", **options).eval()
+    ours.load_state_dict(pair.ours.state_dict())
+    heads = pair.theirs.roi_heads
+    for name, value in (("score_thresh", "score_threshold"), ("nms_thresh", "nms_iou")):
+        monkeypatch.setattr(heads, name, getattr(ours.options, value))
+    monkeypatch.setattr(heads, "detections_per_img", ours.options.max_detections)
+    with torch.no_grad():
+        expected = their_detections(pair.theirs, pair.batch)
+    for found, want in zip(ours.predict(pair.batch), expected):
+        assert len(found) == len(want["scores"]) >= 50
+        torch.testing.assert_close(found.scores, want["scores"], atol=1e-5, rtol=0)
+        order, their_order = canonical(found.labels, found.boxes), canonical(want["labels"] - 1, want["boxes"])
+        assert torch.equal(found.labels[order], want["labels"][their_order] - 1)
+        torch.testing.assert_close(found.boxes[order], want["boxes"][their_order], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.scores[order], want["scores"][their_order], atol=1e-5, rtol=0)
+
+
+def test_classes_are_taken_over_by_name(pair: Pair) -> None:
+    """Background stays; a class brings its logit and its own four deltas."""
+    names = [f"class {i}" for i in range(CLASSES)]
+    model = create("faster_rcnn_r50_fpn", num_classes=2, anchor_style="torchvision").eval()
+    state = torchvision_rcnn(pair.theirs.state_dict())
+    report = load_state(model, state, source_classes=names, classes=["class 5", "class 2"])
+    assert (report.untouched, report.left_out, report.classes_copied) == ((), (), ("class 5", "class 2"))
+    assert isinstance(model, FasterRcnn)
+    pooled = torch.randn(3, 256, 7, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, deltas = model.box_outputs(pooled)
+        scores, boxes = pair.theirs.roi_heads.box_predictor(pair.theirs.roi_heads.box_head(pooled))
+    torch.testing.assert_close(logits, scores[:, [0, 6, 3]], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(deltas, boxes.view(3, -1, 4)[:, [6, 3]].transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(WeightsMismatch, match=r"head\.classification_head"):
+        torchvision_rcnn({"head.classification_head.cls_logits.weight": torch.zeros(1)})
+
+
+def test_names_of_released_files_are_known(pair: Pair) -> None:
+    """Files before torchvision 0.14 number less."""
+    old = {
+        key.replace("rpn.head.conv.0.0.", "rpn.head.conv.").replace(".0.weight", ".weight")
+        if "fpn" in key or "rpn.head.conv" in key
+        else key: value
+        for key, value in pair.theirs.state_dict().items()
+    }
+    assert "rpn.head.conv.weight" in old and "backbone.fpn.inner_blocks.0.weight" in old
+    assert torchvision_rcnn(old).keys() == torchvision_rcnn(pair.theirs.state_dict()).keys()
+
+
+def test_parameter_count_equals_torchvisions_published_number() -> None:
+    with torch.device("meta"):
+        model = create("faster_rcnn_r50_fpn", num_classes=90)
+    # Theirs regresses a box of the background too.
+    assert sum(p.numel() for p in model.parameters()) + 4 * 1025 == 41_755_286
+
+
+def make_lively(model: nn.Module) -> None:
+    """Random weights whose outputs vary, and so confident that many boxes pass the threshold."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            # Frozen statistics, not trivial ones; the last norm of a block is damped or 16 blocks would explode.
+            gain = 0.3 if name.endswith("bn3") else 1.0
+            frozen = FrozenBatchNorm2d(module.num_features)
+            for buffer, value in (
+                (frozen.weight, gain * (1 + 0.1 * torch.randn(module.num_features))),
+                (frozen.bias, 0.1 * torch.randn(module.num_features)),
+                (frozen.running_mean, 0.1 * torch.randn(module.num_features)),
+                (frozen.running_var, 1 + 0.2 * torch.rand(module.num_features)),
+            ):
+                buffer.copy_(value)
+            model.set_submodule(name, frozen)
+    for module, std in (
+        (model.rpn.head.cls_logits, 0.3),
+        (model.rpn.head.bbox_pred, 0.05),
+        (model.roi_heads.box_predictor.cls_score, 0.2),
+        (model.roi_heads.box_predictor.bbox_pred, 0.2),
+    ):
+        nn.init.normal_(module.weight, std=std)
+
+
+def make_batch_of_noise() -> Batch:
+    height, width = (max(side) for side in zip(*SIZES))
+    padded = torch.zeros(len(SIZES), 3, height, width)
+    for canvas, (h, w) in zip(padded, SIZES):
+        canvas[:, :h, :w] = torch.randn(3, h, w)
+    sizes = torch.tensor(SIZES)
+    return Batch(images=padded.to(memory_format=torch.channels_last), sizes=sizes, original_sizes=sizes)
+
+
+def image_list(batch: Batch) -> ImageList:
+    return ImageList(batch.images, [(h, w) for h, w in batch.sizes.tolist()])
+
+
+def their_losses(
+    theirs: nn.Module, batch: Batch, targets: list[dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The losses of both stages, and the proposals of the first."""
+    theirs.rpn.train()
+    theirs.roi_heads.train()
+    try:
+        with torch.no_grad():
+            features = theirs.backbone(batch.images)
+            proposals, losses = theirs.rpn(image_list(batch), features, targets)
+            _, more = theirs.roi_heads(features, list(proposals), image_list(batch).image_sizes, targets)
+    finally:
+        theirs.eval()
+    return {**losses, **more}, proposals
+
+
+def their_detections(theirs: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
+    features = theirs.backbone(batch.images)
+    proposals, _ = theirs.rpn(image_list(batch), features)
+    found: list[dict[str, Tensor]] = theirs.roi_heads(features, proposals, image_list(batch).image_sizes)[0]
+    return found
+
+
+def make_targets(counts: tuple[int, int]) -> list[Target]:
+    generator = torch.Generator().manual_seed(1)
+    targets = []
+    for n in counts:
+        corner = torch.rand(n, 2, generator=generator) * 60
+        targets.append(
+            Target(
+                boxes=torch.cat([corner, corner + 15 + torch.rand(n, 2, generator=generator) * 40], 1),
+                labels=torch.randint(0, CLASSES, (n,), generator=generator),
+                iscrowd=torch.zeros(n, dtype=torch.bool),
+            )
+        )
+    return targets
+
+
+def canonical(labels: Tensor, boxes: Tensor) -> Tensor:
+    """An order that does not depend on scores, so that near-ties may swap."""
+    keys = [(int(label), *(round(v, 1) for v in box)) for label, box in zip(labels, boxes.tolist())]
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
