@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.metrics.rles import RleDict, fills, mask_areas, pixels_filled, to_rle
+from pipelines.metrics.rles import BrokenMask, RleDict, mask_areas, to_rle
 from pipelines.metrics.settings import IouType
 from pipelines.records import Annotations, BoolArray, FloatArray, IntArray, LabelMap
 
@@ -107,7 +107,7 @@ def truth_columns(
         case "segm":
             masks = _masks(columns, list(parts.values()), sizes or {}, "truth")
             unknown = np.isnan(np.concatenate([a.area for a in parts.values()] or [np.zeros(0)]))
-            return replace(columns, masks=masks, area=np.where(unknown, mask_areas(masks), columns.area))
+            return replace(columns, masks=masks, area=np.where(unknown, _areas(columns, masks, "truth"), columns.area))
         case "keypoints":
             return _with_truth_keypoints(columns, list(parts.values()))
 
@@ -148,7 +148,7 @@ def detection_columns(
             return columns
         case "segm":
             masks = _masks(columns, [a for _, a in parts], sizes or {}, "detection")
-            return replace(columns, masks=masks, area=mask_areas(masks))
+            return replace(columns, masks=masks, area=_areas(columns, masks, "detection"))
         case "keypoints":
             return _with_found_keypoints(columns, [a for _, a in parts], label_map)
 
@@ -208,11 +208,15 @@ def _masks(
             masks.append(to_rle(polygons, rle, sizes.get(name)))
         except ValueError as error:
             raise ValueError(f"{what} {int(columns.ids[at])} of image {name!r}: {error}") from None
-    filled = pixels_filled(masks)
-    for at in np.flatnonzero(filled != [mask["size"][0] * mask["size"][1] for mask in masks])[:1]:
-        name = columns.image_ids[columns.images[at]]
-        raise ValueError(f"{what} {int(columns.ids[at])} of image {name!r}: {fills(filled[at], masks[at]['size'])}")
     return tuple(masks)
+
+
+def _areas(columns: ObjectColumns, masks: tuple[RleDict, ...], what: str) -> FloatArray:
+    try:
+        return mask_areas(masks)
+    except BrokenMask as error:
+        name = columns.image_ids[columns.images[error.at]]
+        raise ValueError(f"{what} {int(columns.ids[error.at])} of image {name!r}: {error}") from None
 
 
 def _with_truth_keypoints(columns: ObjectColumns, parts: list[Annotations]) -> ObjectColumns:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.metrics.columns import ObjectColumns, detection_columns, truth_columns
 from pipelines.metrics.pairing import pair, predicted_category_ids
-from pipelines.metrics.rles import RleDict, fills, mask_areas, pixels_filled, to_rle
+from pipelines.metrics.rles import BrokenMask, RleDict, mask_areas, to_rle
 from pipelines.metrics.settings import IouType
 from pipelines.predictions import PredictionSet
 from pipelines.records import FloatArray, IntArray, LabelMap
@@ -245,9 +245,10 @@ def _masks(objects: pa.StructArray, image_ids: pa.Array, sizes: IntArray, offset
         said = f"its RLE is {own[row][0]} x {own[row][1]}, the image is {height} x {width} (height x width)"
         raise wrong(int(ready[row]), said)
     made = [{"size": size, "counts": text} for size, text in zip(own.tolist(), strings, strict=True)]
-    filled = pixels_filled(made)
-    for row in np.flatnonzero(filled != own[:, 0].astype(np.int64) * own[:, 1])[:1]:
-        raise wrong(int(ready[row]), fills(int(filled[row]), made[row]["size"]))
+    try:
+        mask_areas(made)
+    except BrokenMask as error:
+        raise wrong(int(ready[error.at]), str(error)) from None
     for at, mask in zip(ready.tolist(), made, strict=True):
         found[at] = mask
     rest = np.setdiff1d(np.arange(len(rles)), ready)

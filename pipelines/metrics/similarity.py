@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import assert_never
 
 import hotcoco
@@ -130,20 +131,35 @@ def _mask_iou(found: ObjectColumns, truth: ObjectColumns, detections: IntArray, 
     """(P,) by pairs of masks whose boxes overlap; one call for the detections of an image and class."""
     assert found.masks is not None and truth.masks is not None
     iou = np.zeros(len(detections))
-    keys = np.column_stack([found.images[detections], truth.labels[truths]])
-    bounds = np.flatnonzero(np.any(keys[1:] != keys[:-1], axis=1)) + 1
-    for block in np.split(np.arange(len(detections)), bounds):
-        if not len(block):
-            continue
-        rows, row = np.unique(detections[block], return_inverse=True)
-        columns, column = np.unique(truths[block], return_inverse=True)
+    if not len(detections):
+        return iou
+    new = np.any(np.diff(np.column_stack([found.images[detections], truth.labels[truths]]), axis=0), axis=1)
+    groups = np.concatenate([[0], np.cumsum(new)])
+    starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
+    row, rows, row_bounds = _places(groups, detections)
+    column, columns, column_bounds = _places(groups, truths)
+    crowds = truth.iscrowd[columns].tolist()
+    for group, (start, stop) in enumerate(pairwise([*starts, len(groups)])):
+        own, theirs = row_bounds[group : group + 2], column_bounds[group : group + 2]
         dense = hotcoco.mask.iou(
-            [found.masks[at] for at in rows],
-            [truth.masks[at] for at in columns],
-            truth.iscrowd[columns].tolist(),
+            [found.masks[at] for at in rows[own[0] : own[1]]],
+            [truth.masks[at] for at in columns[theirs[0] : theirs[1]]],
+            crowds[theirs[0] : theirs[1]],
         )
-        iou[block] = dense[row, column]
+        iou[start:stop] = dense[row[start:stop], column[start:stop]]
     return iou
+
+
+def _places(groups: IntArray, values: IntArray) -> tuple[IntArray, list[int], list[int]]:
+    """Place of each value among the distinct ones of its group, these, and where each group's begin and end."""
+    order = np.lexsort((values, groups))
+    fresh = np.diff(values[order], prepend=-1) != 0
+    fresh |= np.diff(groups[order], prepend=-1) != 0
+    kept = order[fresh]
+    bounds = np.append(np.flatnonzero(np.diff(groups[kept], prepend=-1)), len(kept))
+    places = np.empty(len(values), np.int64)
+    places[order] = np.cumsum(fresh) - 1
+    return places - bounds[groups], values[kept].tolist(), bounds.tolist()
 
 
 def _oks(

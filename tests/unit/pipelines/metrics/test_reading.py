@@ -117,11 +117,11 @@ def test_masks_that_are_missing_broken_or_of_another_size(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=rf"its RLE is {height + 1} x {width}, the image is {height} x {width}"):
         read_columns(dataset, guesses, iou_type="segm")
 
-    short = masked(first, height, width, "compressed")
-    short = replace(short, rles=tuple(replace(rle, counts=rle.counts[:-1]) for rle in short.rles if rle))  # type: ignore[arg-type]
-    dataset = write_dataset(tmp_path / "b", [replace(records[0], annotations=short)], label_map)
+    long = masked(first, height, width, "compressed")
+    long = replace(long, rles=tuple(replace(rle, counts=f"{rle.counts}55") for rle in long.rles if rle))  # type: ignore[arg-type]
+    dataset = write_dataset(tmp_path / "b", [replace(records[0], annotations=long)], label_map)
     guesses = write_guesses(dataset, guessed_rows(records)[:1], label_map)
-    with pytest.raises(ValueError, match=r"no run-length string|the runs of its RLE fill"):
+    with pytest.raises(ValueError, match=r"a mask of image 'val/000000.jpg': invalid RLE: total counts"):
         read_columns(dataset, guesses, iou_type="segm")
 
     whole = replace(records[0], annotations=masked(first, height, width, "compressed"))
