@@ -72,7 +72,9 @@ def mask_boxes(masks: Sequence[RleDict]) -> FloatArray:
 def _compressed(rle: Rle) -> RleDict:
     height, width = rle.size
     if isinstance(rle.counts, str):
-        return {"size": [height, width], "counts": rle.counts.encode("ascii", "replace")}
+        if not rle.counts.isascii():
+            raise ValueError(f"its RLE {rle.counts[:20]!r} is no run-length string, which has ASCII characters only")
+        return {"size": [height, width], "counts": rle.counts.encode("ascii")}
     if min(rle.counts, default=0) < 0 or sum(rle.counts) > height * width:
         raise ValueError(f"the runs of its RLE fill {sum(rle.counts)} pixels, not {_told(rle.size)} = {height * width}")
     mask: RleDict = coco_mask.frPyObjects({"size": [height, width], "counts": list(rle.counts)}, height, width)
