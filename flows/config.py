@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flows.mirror import Strict, build, strict_model
+from pipelines.metrics.gates import parse_gates
 from pipelines.splits import parse_ratios
 from workers import label_config, train_config
 
@@ -155,19 +156,47 @@ class EvaluateSettings(Strict):
 
     splits: tuple[str, ...] | None = Field(None, description="splits to measure on; none: every image of the truth")
     title: str | None = Field(None, description="title of the report")
+    iou_type: Literal["bbox", "segm", "keypoints"] = Field(
+        "bbox", description="what is compared: boxes, masks or keypoints"
+    )
+    protocol: Literal["coco", "voc07", "voc10", "lvis"] = Field(
+        "coco", description="whose rules: COCO's, PASCAL VOC's of 2007 or from 2010 (boxes), LVIS's (boxes and masks)"
+    )
+    by: tuple[str, ...] = Field(
+        (), description="also measure parts of the dataset: by split, source, size or another column, e.g. patient"
+    )
+    resamples: int = Field(
+        1000, ge=0, description="draws of the images for confidence intervals and comparison; 0 for no intervals"
+    )
+    oks_sigmas: dict[str, tuple[float, ...]] = Field(
+        default_factory=dict, description="spread of each keypoint by category, where it has other than COCO's 17"
+    )
 
 
 class EvaluateConfig(EvaluateSettings):
-    """COCO box metrics of predictions against truth, with a report."""
+    """Metrics of predictions against truth by COCO's rules or others', with a report."""
 
     dataset: str = Field(description="reference of the truth")
     predictions: str = Field(description="reference of the predictions")
     model: str | None = Field(None, description="model directory whose training curves the report shows")
     report: str | None = Field(None, description="where to write the HTML report, any fsspec URL")
     metrics: str | None = Field(None, description="where to write the numbers as JSON, any fsspec URL")
+    markdown: str | None = Field(None, description="where to write them as Markdown, any fsspec URL")
+    matches: str | None = Field(None, description="folder to write every match to, as Parquet, any fsspec URL")
+    compare: str | None = Field(None, description="reference of other predictions, which these are compared with")
+    fail_under: dict[str, float] = Field(
+        default_factory=dict, description="numbers that must be reached, e.g. AP=0.5, or a mapping"
+    )
     baseline: dict[str, float | None] | None = Field(
         None, description="an untrained model's numbers by name, to show beside these"
     )
+
+    @field_validator("fail_under", mode="before")
+    @classmethod
+    def _parse_gates(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        return parse_gates(value) if isinstance(value, list | tuple) else value
 
 
 class ExportConfig(Strict):

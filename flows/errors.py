@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import ValidationError
 
 from flows.config import explain
 
 BAD_INPUT = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+
+
+class BelowGate(RuntimeError):
+    """An evaluation that was made, and whose numbers are not what they must be.
+
+    Attributes:
+        told: which, in words.
+        found: the evaluation's result.
+    """
+
+    def __init__(self, told: str, found: dict[str, Any]) -> None:
+        super().__init__(told, found)  # both, so that it can be pickled
+        self.told, self.found = told, found
+
+    def __str__(self) -> str:
+        return self.told
 
 
 def unwrap(error: BaseException) -> BaseException:

@@ -144,8 +144,13 @@ def label(config: LabelConfig, progress: Progress | None = None) -> Result:
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result:
-    """Truth and predictions into ``metrics`` (None without truth), ``per_class``, ``report``, ``figure`` (SVG)."""
+    """Truth and predictions into ``metrics`` (None without truth), ``per_class``, ``report``, ``figure`` (SVG), ...
+
+    ``markdown`` is the text for people, ``gates`` are the numbers that must be reached with whether they are.
+    """
+    from pipelines.metrics.gates import check_gates
     from pipelines.report import pr_curve_svg
+    from pipelines.report.markdown import to_markdown
     from workers import evaluate
 
     found = evaluate(
@@ -155,19 +160,38 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result
         report_uri=config.report,
         history=_history(config.model),
         metrics_uri=config.metrics,
+        markdown_uri=config.markdown,
+        matches_uri=config.matches,
+        iou_type=config.iou_type,
+        protocol=config.protocol,
+        by=config.by,
+        compare_ref=config.compare,
+        resamples=config.resamples,
+        oks_sigmas=config.oks_sigmas,
         baseline=None if config.baseline is None else {k: v for k, v in config.baseline.items() if v is not None},
         progress=progress,
         **({"title": config.title} if config.title else {}),
     )
     numbers = found.to_json()
+    gates = check_gates(numbers["stats"], config.fail_under)
+    told = [f"{'passed' if gate.passed else 'MISSED'}: {gate}" for gate in gates]
+    analysis = numbers.get("analysis")
     return {
         "dataset": found.dataset_ref,
         "predictions": found.predictions_ref,
+        "protocol": numbers["protocol"],
+        "iou_type": numbers["iou_type"],
         "metrics": numbers["stats"],
         "per_class": numbers["per_class"],
         "num_images": numbers["num_images"],
         "images_without_predictions": len(found.images_without_row) + len(found.failed_images),
+        "slices": [] if analysis is None else analysis["slices"],
+        "comparison": None if analysis is None else analysis["comparison"],
+        "gates": [{"name": g.name, "least": g.least, "value": g.value, "passed": g.passed} for g in gates],
+        "missed": [str(gate) for gate in gates if not gate.passed],
         "report": found.report_uri,
+        "matches": found.matches_uri,
+        "markdown": to_markdown(numbers, title=config.title or "Evaluation", gates=told),
         "figure": pr_curve_svg(found.metrics),
     }
 

@@ -99,6 +99,11 @@ def show_table(key: str, rows: Mapping[str, Any], description: str) -> None:
     )
 
 
+def show_markdown(key: str, text: str, description: str) -> None:
+    """A document as an artifact."""
+    create_markdown_artifact(key=key, markdown=text, description=description)
+
+
 def show_figure(key: str, svg: str, description: str) -> None:
     """An SVG as an artifact; inside markdown, since image artifacts must be public URLs."""
     encoded = base64.b64encode(svg.encode()).decode()

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-OK, FAILURE, USAGE, BAD_INPUT, INCOMPLETE, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+OK, FAILURE, USAGE, BAD_INPUT, INCOMPLETE, DAMAGED, BELOW, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
 # Highlighting would colour numbers and paths at random.
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``train``, ``label``, ``evaluate``, ``export`` and ``lifecycle``: options into configs, results into tables."""
+"""``train``, ``label`` and ``lifecycle``: options into configs, results into tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from flows.cli import console
 from flows.cli.models import weights_for_people
 from flows.cli.options import (
     Configured,
-    Flow,
     OnRay,
     Output,
     RayAddress,
@@ -27,10 +26,6 @@ Example: `boxmill train data/cells --out models/cells --epochs 15`
 LABEL_HELP = """Label a dataset, or a folder, tar or zip of images, with a model. The same command again resumes.
 
 Example: `boxmill label data/cells --model models/cells --split test --out predictions`
-"""
-EVALUATE_HELP = """Measure predictions against truth as COCO does, and write a report.
-
-Example: `boxmill evaluate data/cells data/cells@labels/predictions --split test --report report.html`
 """
 LIFECYCLE_HELP = """Run everything as one Prefect flow: ingest, baseline, train, label, evaluate, report, export.
 
@@ -142,41 +137,6 @@ def label(
         console.warn(f"{bad} image(s) could not be read and were quarantined; see _quarantine beside the predictions")
         if strict:
             raise typer.Exit(console.INCOMPLETE)
-
-
-@spread
-def evaluate(
-    dataset: Annotated[str, typer.Argument(help="Reference of the truth.")],
-    predictions: Annotated[str, typer.Argument(help="Reference of the predictions.")],
-    split: Split = None,
-    report: Annotated[str | None, typer.Option("--report", help="Write the HTML report here, any fsspec URL.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model whose training curves the report shows.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Write the numbers as JSON here, any fsspec URL.")] = None,
-    title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
-    *,
-    where: Flow,
-) -> None:
-    from flows.config import EvaluateConfig
-
-    config = EvaluateConfig(
-        dataset=dataset,
-        predictions=predictions,
-        splits=split or None,
-        report=report,
-        metrics=metrics,
-        model=model,
-        title=title,
-    )
-    found = execute("evaluate", config, prefect=where.prefect)
-    if console.mode.json:
-        console.write_json({key: value for key, value in found.items() if key != "figure"})
-        return
-    console.show("COCO box metrics", found["metrics"])
-    names = ["AP", "AP50", "num_truths", "num_detections"]
-    rows = [[name, *(numbers[key] for key in names)] for name, numbers in found["per_class"].items()]
-    console.show_table("By class", ["class", "AP", "AP50", "truths", "detections"], rows)
-    if found["report"]:
-        console.note(f"report: {found['report']}")
 
 
 @spread
