@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.metrics.columns import ObjectColumns
 from pipelines.metrics.matches import FALSE, IGNORED, TRUE, MatchTable, outcomes_of, truths_ignored
-from pipelines.metrics.matching import least_iou, match_pairs, ranks_in_groups
+from pipelines.metrics.matching import best_first, least_iou, match_pairs, ranks_in_groups
 from pipelines.metrics.settings import RECALL_POINTS, MatchSettings
 from pipelines.metrics.similarity import similar_pairs
 from pipelines.records import BoolArray, FloatArray, IntArray, LabelMap
@@ -175,8 +175,10 @@ def accumulate(counts: Counts, settings: MatchSettings) -> EvaluationArrays:
     recall = np.full((shape[0], *shape[2:]), NO_TRUTH)
     # Rows of images in ascending order lie as ties are decided already, and sorting keeps equal ones as they lie.
     ascending = bool((counts.image_numbers[1:] >= counts.image_numbers[:-1]).all())
-    ties = () if ascending else (counts.rank, counts.image_numbers)
-    order = np.lexsort((*ties, -counts.scores, counts.labels))
+    if ascending:
+        order = best_first(counts.labels, counts.scores)
+    else:
+        order = np.lexsort((counts.rank, counts.image_numbers, -counts.scores, counts.labels))
     needed = _needed(counts.truths)
     known = counts.truths > 0
     for m, most in enumerate(settings.max_detections):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.metrics.match_files import read_matches, write_matches
 from pipelines.metrics.matches import FALSE, IGNORED, TRUE, MatchTable, match_images
+from pipelines.metrics.matching import best_first
 from pipelines.metrics.settings import ALL_AREAS, AreaRange, IouType, MatchSettings, coco_settings
 from tests.cocotools import (
     Document,
@@ -148,3 +149,11 @@ _CUSTOM = MatchSettings(
 @given(case=cases(), custom=st.booleans())
 def test_corner_cases(case: tuple[Document, Results], custom: bool) -> None:
     assert_matches_are_cocotools(*case, _CUSTOM if custom else coco_settings("bbox"))
+
+
+@pytest.mark.parametrize("highest", [0, 79, 70_000, 2**40])
+def test_sorting_by_digits_is_sorting(highest: int) -> None:
+    rng = np.random.default_rng(highest)
+    keys, scores = rng.integers(0, highest + 1, 5_000), rng.integers(-3, 9, 5_000) / 8
+    keys[::2] = keys[0]
+    np.testing.assert_array_equal(best_first(keys, scores), np.lexsort((-scores, keys)))
