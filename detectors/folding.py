@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -38,10 +38,10 @@ def fold_norms(detector: Detector) -> None:
     """
     probe = probe_batch(detector)
     try:
-        before = raw_outputs(detector, probe)
+        calls = watch(detector, probe)
         _fold_modules(detector)
         _fold_pairs(detector, lambda: detector.predict(probe))
-        after = raw_outputs(detector, probe)
+        before, after = [x for call in calls for x in call.outputs], replay(detector, calls)
     except Exception as error:
         raise FoldingFailed(f"{type(error).__name__}: {error}".splitlines()[0]) from error
     change = largest_change(after, before)
@@ -60,23 +60,62 @@ def probe_batch(detector: Detector) -> Batch:
     return Batch(images=images, sizes=sizes, original_sizes=sizes)
 
 
-def raw_outputs(detector: Detector, batch: Batch) -> list[Tensor]:
-    """Every floating tensor that the ``network`` methods return while a batch is predicted, in float32."""
-    seen: list[Tensor] = []
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Call:
+    """One call of a ``network`` method.
 
-    def watched(method: Callable[..., Any]) -> Callable[..., Any]:
+    Attributes:
+        name: of the method.
+        arguments, named: what it was given.
+        outputs: every floating tensor that it returned, in float32.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    named: Mapping[str, Any]
+    outputs: list[Tensor]
+
+
+def watch(detector: Detector, batch: Batch) -> list[Call]:
+    """The calls of ``network`` methods while a batch is predicted."""
+    calls: list[Call] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        method = getattr(detector, name)
+
         def call(*arguments: Any, **named: Any) -> Any:
             result = method(*arguments, **named)
-            map_tensors(result, seen.append)
+            calls.append(Call(name=name, arguments=arguments, named=named, outputs=_floating(result)))
             return result
 
         return call
 
     spied = copy.copy(detector)  # shares all modules; only its methods are watched
     for name in detector.network:
-        object.__setattr__(spied, name, watched(getattr(detector, name)))
+        object.__setattr__(spied, name, watched(name))
     with torch.no_grad():
         spied.predict(batch)
+    return calls
+
+
+def replay(detector: Detector, calls: Sequence[Call]) -> list[Tensor]:
+    """What a detector's methods return for the same arguments, all of it in one list.
+
+    Of a detector in two stages the second would be given other regions, or the same in another order, as soon as
+    rounding swaps two proposals: its own predictions could not be compared call by call.
+    """
+    with torch.no_grad():
+        return [x for call in calls for x in _floating(getattr(detector, call.name)(*call.arguments, **call.named))]
+
+
+def raw_outputs(detector: Detector, batch: Batch) -> list[Tensor]:
+    """Every floating tensor that the ``network`` methods return while a batch is predicted, in float32."""
+    return [x for call in watch(detector, batch) for x in call.outputs]
+
+
+def _floating(result: Any) -> list[Tensor]:
+    seen: list[Tensor] = []
+    map_tensors(result, seen.append)
     return [tensor.float() for tensor in seen if tensor.is_floating_point()]
 
 
