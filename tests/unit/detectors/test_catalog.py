@@ -53,7 +53,7 @@ def test_all_that_are_listed_can_be_made() -> None:
 def test_near_names_are_told() -> None:
     with pytest.raises(UnknownDetector, match=r"'retinanet_r50'; did you mean retinanet_r50_fpn"):
         create("retinanet_r50", num_classes=3)
-    with pytest.raises(UnknownDetector, match="known are .*retinanet_lite0"):
+    with pytest.raises(UnknownDetector, match=r"known are .*retinanet_lite0"):
         create("zzz", num_classes=3)
 
 
