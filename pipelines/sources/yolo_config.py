@@ -13,6 +13,7 @@ from pipelines.records import Category, LabelMap
 from pipelines.storage import absolute, redact, split_uri
 
 SPLITS = ("train", "val", "test")
+_MAX_DEPTH = 20
 _MAX_BYTES = 4 * 2**20
 
 
@@ -110,9 +111,7 @@ def _load(uri: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} has more than {_MAX_BYTES} bytes; that is no data.yaml")
     try:
         text = store.read_bytes(name).decode("utf-8-sig")
-        # An alias can make a small file mean a huge value; a data.yaml needs none.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.BaseLoader)):
-            raise ValueError(f"{where} has YAML aliases (*name), which are not read; write the values out")
+        _check_plain(text, where)
         # The base loader leaves every scalar a string: a class called `no` stays one.
         values = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -120,6 +119,21 @@ def _load(uri: str, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{where} is not a data.yaml: it needs `names` and `train`")
     return values
+
+
+def _check_plain(text: str, where: str) -> None:
+    """An alias can make a small file mean a huge value, and deep nesting take minutes: a data.yaml needs neither."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.BaseLoader):
+        match event:
+            case yaml.AliasEvent():
+                raise ValueError(f"{where} has YAML aliases (*name), which are not read; write the values out")
+            case yaml.CollectionStartEvent():
+                depth += 1
+            case yaml.CollectionEndEvent():
+                depth -= 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"{where} is nested more than {_MAX_DEPTH} deep; that is no data.yaml")
 
 
 def _paths(value: Any, where: str) -> tuple[str, ...]:

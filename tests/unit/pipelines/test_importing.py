@@ -29,6 +29,7 @@ def test_names_that_no_file_has_are_quarantined(tmp_path: Path, name: str):
     assert isinstance(bad, BadImage | FileNotFoundError | NotADirectoryError | IsADirectoryError)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_task_whose_images_outgrow_a_shard_writes_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A list of URLs does not know sizes before the images are read."""
     images = coco_images(7)
@@ -46,6 +47,7 @@ def test_a_task_whose_images_outgrow_a_shard_writes_several(tmp_path: Path, monk
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_url_of_more_than_a_shard_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = coco_images(2)
     fsspec.filesystem("memory").pipe({f"/long/{name}": content for name, content in images.items()})

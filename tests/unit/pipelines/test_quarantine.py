@@ -7,8 +7,10 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipelines.importing import commit_job, run_task
 from pipelines.jobs import Job
@@ -56,11 +58,10 @@ def test_every_stage_of_an_ingest_is_read_back_with_its_cause(tmp_path: Path):
     assert (rows["4.jpg"].error_class, rows["4.jpg"].sha256) == ("FileNotFoundError", None)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_what_a_listing_refuses_has_a_row_too(tmp_path: Path):
-    (tmp_path / "urls.txt").write_text("memory://a/b.jpg\nnot a URL\n")
-    import fsspec
-
-    fsspec.filesystem("memory").pipe("/a/b.jpg", next(iter(coco_images(1).values())))
+    (tmp_path / "urls.txt").write_text("memory://listing/b.jpg\nnot a URL\n")
+    fsspec.filesystem("memory").pipe("/listing/b.jpg", next(iter(coco_images(1).values())))
     uri = str(tmp_path / "dataset")
     ingest(open_source("url_list", uri=str(tmp_path / "urls.txt")), uri)
     (row,) = read_quarantine(uri)

@@ -207,6 +207,7 @@ def test_known_weights_go_by_name_and_only_with_their_digest(site: Site, monkeyp
     known = KnownWeights(
         name="small_coco",
         url=f"{site.url}/small-{DIGEST[:8]}.pth",
+        sha256=DIGEST[:8],
         licence="BSD-3-Clause",
         trained_on="coco",
         key_map="torchvision_retinanet",

@@ -192,7 +192,7 @@ def test_label_files_that_cannot_be_read_and_bad_images_are_quarantined(tmp_path
         ("train: images/train\nnames: [a]\nkpt_shape: [3, 2]\nflip_idx: [0, 0, 1]", "flip_idx"),
         ("train: {a: b}\nnames: [a]", "folder"),
         ("names: [a\n\t- b", "not YAML"),
-        ("[" * 20_000, "not YAML"),
+        ("[" * 20_000, "nested more than 20 deep"),
         ("train: images/train\nnames: [a, a]", "more than once"),
     ],
 )
