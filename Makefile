@@ -21,8 +21,14 @@ help:
 demo: $(VENV)/run.stamp
 	$(BIN)/boxmill demo $(ARGS)
 
+# Two at a time where tests are of one process; those that start clusters and servers take the machine for themselves.
 test: $(VENV)/dev.stamp
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/integration --ignore tests/browser
+	$(BIN)/python -m pytest tests/integration tests/browser
+endif
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
