@@ -81,6 +81,11 @@ class Detector(nn.Module, ABC):
     spec: DetectorSpec
     preprocessing: Preprocessing
     num_classes: int
+    needs: frozenset[str] = frozenset()
+    """What ``losses`` wants of a target beside boxes and labels: of ``masks`` and ``keypoints``, those it learns.
+
+    A class may say it, or an instance whose options decide. Whoever reads a dataset decodes nothing else.
+    """
     loaded_weights: Mapping[str, Any] | None = None
     """Which file the first weights came from and what of it was used; part of a saved model's provenance."""
 

@@ -45,7 +45,10 @@ class Target:
         labels: (N,) int64 in 0..C-1.
         iscrowd: (N,) bool; crowd regions are neither objects nor background.
         masks: (N, h, w) bool or None.
-        keypoints: (N, K, 3) float32 x, y, visibility (0 not labelled, 1 hidden, 2 visible) or None.
+        keypoints: (N, K, 3) float32 x, y, visibility (0 not labelled, 1 hidden, 2 visible) or None. Objects without
+            keypoints have visibility 0 everywhere, and teach none.
+        mask_valid: (N,) bool, objects whose mask is known, or None where all are. The others (a box without an
+            outline in its source) have an empty mask; they teach boxes and labels, but no masks.
     """
 
     boxes: Tensor
@@ -53,6 +56,7 @@ class Target:
     iscrowd: Tensor
     masks: Tensor | None = None
     keypoints: Tensor | None = None
+    mask_valid: Tensor | None = None
 
     def __len__(self) -> int:
         return self.boxes.shape[0]
@@ -64,6 +68,7 @@ class Target:
             iscrowd=self.iscrowd.to(device),
             masks=None if self.masks is None else self.masks.to(device),
             keypoints=None if self.keypoints is None else self.keypoints.to(device),
+            mask_valid=None if self.mask_valid is None else self.mask_valid.to(device),
         )
 
 

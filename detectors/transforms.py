@@ -265,6 +265,7 @@ def select(target: Target, keep: Tensor) -> Target:
         iscrowd=target.iscrowd[keep],
         masks=None if target.masks is None else target.masks[keep],
         keypoints=None if target.keypoints is None else target.keypoints[keep],
+        mask_valid=None if target.mask_valid is None else target.mask_valid[keep],
     )
 
 
