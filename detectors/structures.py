@@ -95,6 +95,17 @@ class Prediction:
     def __len__(self) -> int:
         return self.boxes.shape[0]
 
+    def take(self, index: Tensor) -> Prediction:
+        """The detections at (M,) int64 ``index``, in its order."""
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            labels=self.labels[index],
+            scores=self.scores[index],
+            masks=None if self.masks is None else self.masks[index],
+            keypoints=None if self.keypoints is None else self.keypoints[index],
+        )
+
     def rle(self, threshold: float = THRESHOLD) -> list[NDArray[np.int64]]:
         """COCO's uncompressed run lengths of each mask in the original image, see ``mask_rles``.
 
