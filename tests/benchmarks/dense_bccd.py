@@ -75,7 +75,7 @@ RECIPES: dict[str, Recipe] = {
     "ssd_grid_resnet34-focal": Recipe(
         detector="ssd_grid_resnet34", epochs=10, image_size=224, options={**_GRIDS, "loss": "focal"}
     ),
-    # Its GroupNorms do not mind two images a step, and it needs the steps; the first stage is a quarter of the arithmetic.
+    # GroupNorm does not mind two images a step, and it needs the steps; the first stage is a quarter of the arithmetic.
     "efficientdet_lite0": Recipe(
         detector="efficientdet_lite0",
         epochs=16,
