@@ -11,6 +11,8 @@ from typing import Any
 
 from pipelines.storage import NewFile
 
+_END = 64  # bytes
+
 
 class ShardSink(io.RawIOBase):
     """Writes through to a file, looking for the images in what passes and hashing the rest.
@@ -61,10 +63,11 @@ class ShardSink(io.RawIOBase):
         taken = position = 0
         while self._expected:
             image, sha256 = self._expected[0]
-            position = piece.find(struct.pack("<I", len(image)) + image[:64], position) + 4
+            # Only the header of a page can lie before it; both ends make sure that all of it is in this piece.
+            position = piece.find(struct.pack("<I", len(image)) + image[:_END], position) + 4
             if position < 4:
                 break
-            if not piece.startswith(image, position):
+            if not piece.startswith(image[-_END:], position + max(0, len(image) - _END)):
                 continue
             self._digest.rest(whole[taken:position])
             self._digest.image(sha256)

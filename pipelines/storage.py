@@ -42,6 +42,8 @@ def absolute(uri: str | os.PathLike[str]) -> str:
         text = text.removeprefix("file://")
     if "://" in text:
         return text.rstrip("/") if not text.endswith("://") else text
+    if text.startswith("/") and "//" not in text and "/." not in text:
+        return text.rstrip("/") or "/"  # as it is already: asked for every file
     return str(Path(text).expanduser().absolute())
 
 
@@ -87,9 +89,10 @@ class Store:
 
     @cached_property
     def _fs_and_root(self) -> tuple[Any, str]:
+        if self.is_local:
+            return fsspec.filesystem("file"), self.uri.rstrip("/")
         # Other processes add files all the time, so a cached listing would lie.
-        options = {} if self.is_local else {"use_listings_cache": False}
-        fs, root = fsspec.core.url_to_fs(self.uri, **options)
+        fs, root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
         return fs, str(root).rstrip("/")
 
     @property
