@@ -55,28 +55,25 @@ def digest_in_name(file: str) -> str:
     return found[1]
 
 
-def _torchvision(file: str, backbone: str) -> KnownWeights:
+def _imagenet(url: str, licence: str, backbone: str) -> KnownWeights:
+    file = url.rpartition("/")[2]
     return KnownWeights(
         name=f"{file.rpartition('-')[0]}_imagenet",
-        url=f"{TORCHVISION}/{file}",
+        url=url,
         sha256=digest_in_name(file),
-        licence="BSD-3-Clause",
+        licence=licence,
         trained_on="imagenet",
         key_map="torchvision_to_timm",
         fits=(backbone,),
     )
+
+
+def _torchvision(file: str, backbone: str) -> KnownWeights:
+    return _imagenet(f"{TORCHVISION}/{file}", "BSD-3-Clause", backbone)
 
 
 def _timm(file: str, backbone: str) -> KnownWeights:
-    return KnownWeights(
-        name=f"{file.rpartition('-')[0]}_imagenet",
-        url=f"{TIMM}/{file}",
-        sha256=digest_in_name(file),
-        licence="Apache-2.0",
-        trained_on="imagenet",
-        key_map="torchvision_to_timm",
-        fits=(backbone,),
-    )
+    return _imagenet(f"{TIMM}/{file}", "Apache-2.0", backbone)
 
 
 def _effdet(detector: str, file: str, **options: Any) -> KnownWeights:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from detectors.blocks.matchers import IGNORED
 from detectors.blocks.samplers import hard_negatives, ohem
+from detectors.options import check_at_least, check_choices
 
 ClassLoss = Literal["focal", "alpha_ce", "ce", "ohem", "hard_negative"]
 CLASS_LOSSES: tuple[ClassLoss, ...] = get_args(ClassLoss)
@@ -58,16 +59,11 @@ class ClassLossOptions:
     min_negatives: int = 0
 
     def __post_init__(self) -> None:
-        if self.loss not in CLASS_LOSSES:
-            raise ValueError(f"loss is {self.loss!r}; choose one of {', '.join(CLASS_LOSSES)}")
+        check_choices(self, loss=CLASS_LOSSES)
         for name in ("focal_alpha", "ce_alpha", "ohem_nms_iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
-        for name in ("focal_gamma", "negatives_per_positive", "min_negatives"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.ohem_batch < 1:
-            raise ValueError(f"ohem_batch is {self.ohem_batch}; it must be at least 1 anchor an image")
+        check_at_least(self, focal_gamma=0, negatives_per_positive=0, min_negatives=0, ohem_batch=1)
 
     @classmethod
     def of(cls, options: Any) -> ClassLossOptions:

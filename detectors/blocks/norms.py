@@ -19,6 +19,9 @@ from detectors.blocks.sync_norm import SyncBatchNorm2d, to_sync
 
 Norm = Literal["frozen_bn", "bn", "gn", "sync_bn", "none"]
 NORMS: tuple[Norm, ...] = ("frozen_bn", "bn", "gn", "sync_bn", "none")
+BACKBONE_NORMS: tuple[Norm, ...] = ("frozen_bn", "gn", "bn", "sync_bn")
+HEAD_NORMS: tuple[Norm, ...] = ("none", "gn", "bn", "sync_bn")
+"""Of necks and heads, whose norms have no statistics that could be frozen."""
 
 
 class FrozenNormConv2d(nn.Module):

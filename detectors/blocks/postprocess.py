@@ -16,6 +16,7 @@ from detectors.blocks.candidates import Activation, Background, LabelsPerAnchor,
 from detectors.blocks.codecs import decode_boxes
 from detectors.blocks.heads import DenseOutputs
 from detectors.blocks.nms import nms_of_images
+from detectors.options import check_choices
 from detectors.structures import Batch, Prediction
 
 Decode = Callable[[Tensor, Tensor], Tensor]
@@ -53,14 +54,13 @@ class DenseSelection:
             raise ValueError(f"score_threshold={self.score_threshold}, nms_iou={self.nms_iou} must lie in 0..1")
         if self.topk < 1 or self.max_detections < 1:
             raise ValueError(f"topk={self.topk}, max_detections={self.max_detections} must be at least 1")
-        for name, allowed in (
-            ("activation", get_args(Activation)),
-            ("background", get_args(Background)),
-            ("topk_of", get_args(TopkOf)),
-            ("labels_per_anchor", get_args(LabelsPerAnchor)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        check_choices(
+            self,
+            activation=get_args(Activation),
+            background=get_args(Background),
+            topk_of=get_args(TopkOf),
+            labels_per_anchor=get_args(LabelsPerAnchor),
+        )
         if (self.activation == "softmax") == (self.background == "none"):
             raise ValueError(
                 f"activation={self.activation!r} with background={self.background!r}: softmax needs background to be "

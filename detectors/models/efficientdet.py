@@ -26,6 +26,7 @@ from detectors.blocks.losses import BOX_LOSSES, BoxLoss, box_regression_loss
 from detectors.blocks.norms import Norm
 from detectors.blocks.postprocess import DenseSelection, select_detections
 from detectors.blocks.separable import ACTIVATIONS, Activation, LevelSubnet
+from detectors.options import check_at_least, check_choices
 from detectors.structures import Batch, Prediction, Target
 
 
@@ -103,28 +104,21 @@ class EfficientDetOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("fusion", FUSIONS),
-            ("activation", ACTIVATIONS),
-            ("anchor_style", ("paper", "torchvision", "efficientdet")),
-            ("box_loss", ("huber", *BOX_LOSSES)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        check_choices(
+            self,
+            fusion=FUSIONS,
+            activation=ACTIVATIONS,
+            anchor_style=("paper", "torchvision", "efficientdet"),
+            box_loss=("huber", *BOX_LOSSES),
+        )
         ClassLossOptions.of(self)  # checks its own
         if self.head_norm == "none":
             raise ValueError("head_norm is 'none', and a BiFPN needs one; choose bn, sync_bn, gn or frozen_bn")
-        for name in ("channels", "layers", "divisor"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.head_depth < 0:
-            raise ValueError(f"head_depth is {self.head_depth}; it must be at least 0")
+        check_at_least(self, channels=1, layers=1, divisor=1, head_depth=0, image_size=32)
         if not 0 < self.prior < 1:
             raise ValueError(f"prior is {self.prior}; it must lie between 0 and 1")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is {self.drop_path}; it must lie in [0, 1)")
-        if self.image_size < 32:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 32 pixels")
 
 
 class EfficientDet(Detector):

@@ -25,9 +25,10 @@ from detectors.blocks.box_heads import (
 from detectors.blocks.heads import DenseOutputs
 from detectors.blocks.matchers import IouMatcher
 from detectors.blocks.necks import FeaturePyramid
-from detectors.blocks.norms import Norm
+from detectors.blocks.norms import BACKBONE_NORMS, HEAD_NORMS, Norm
 from detectors.blocks.roi import RoiPooler, RoiPooling, RoiSampling, SampledRois, sample_rois
 from detectors.blocks.rpn import ProposalSelection, RpnHead, RpnTraining, proposal_losses, select_proposals
+from detectors.options import check_at_least, check_choices
 from detectors.structures import Batch, Prediction, Target
 
 
@@ -104,17 +105,15 @@ class FasterRcnnOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("anchor_style", ("paper", "torchvision")),
-            ("roi_pooling", get_args(RoiPooling)),
-            ("norm", ("frozen_bn", "gn", "bn", "sync_bn")),
-            ("neck_norm", ("none", "gn", "bn", "sync_bn")),
-            ("head_norm", ("none", "gn", "bn", "sync_bn")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        if self.image_size < 32:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 32 pixels")
+        check_choices(
+            self,
+            anchor_style=("paper", "torchvision"),
+            roi_pooling=get_args(RoiPooling),
+            norm=BACKBONE_NORMS,
+            neck_norm=HEAD_NORMS,
+            head_norm=HEAD_NORMS,
+        )
+        check_at_least(self, image_size=32)
         if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:])):
             raise ValueError(f"strides {self.strides} must double from map to map, such as (4, 8, 16, 32)")
         if not 0 <= self.dropout < 1:

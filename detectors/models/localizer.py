@@ -20,6 +20,7 @@ from detectors.blocks.backbones import Backbone
 from detectors.blocks.heads import DenseOutputs
 from detectors.blocks.norms import Norm
 from detectors.blocks.postprocess import DenseSelection, select_detections
+from detectors.options import check_at_least, check_choices
 from detectors.structures import Batch, Prediction, Target
 
 BOX_LOSSES = ("l1", "smooth_l1")
@@ -64,13 +65,8 @@ class LocalizerOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        if self.box_loss not in BOX_LOSSES:
-            raise ValueError(f"box_loss is {self.box_loss!r}; choose one of {', '.join(BOX_LOSSES)}")
-        for name in ("objects", "pool", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.image_size < 32:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 32 pixels")
+        check_choices(self, box_loss=BOX_LOSSES)
+        check_at_least(self, objects=1, pool=1, hidden=1, image_size=32)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must lie in 0 <= dropout < 1")
         if not self.smooth_l1_beta > 0 or not self.box_loss_weight >= 0:

@@ -19,8 +19,9 @@ from detectors.blocks.heads import DenseHead, DenseOutputs
 from detectors.blocks.losses import BOX_LOSSES, BoxLoss, box_regression_loss
 from detectors.blocks.matchers import IouMatcher
 from detectors.blocks.necks import FeaturePyramid
-from detectors.blocks.norms import Norm
+from detectors.blocks.norms import BACKBONE_NORMS, HEAD_NORMS, Norm
 from detectors.blocks.postprocess import DenseSelection, select_detections
+from detectors.options import check_at_least, check_choices
 from detectors.structures import Batch, Prediction, Target
 
 
@@ -93,22 +94,20 @@ class RetinaNetOptions:
     max_detections: int = 300
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("p6_source", ("c5", "p5")),
-            ("anchor_style", ("paper", "torchvision")),
-            ("normalize_by", ("image", "batch")),
-            ("box_loss", BOX_LOSSES),
-            ("norm", ("frozen_bn", "gn", "bn", "sync_bn")),
-            ("head_norm", ("none", "gn", "bn", "sync_bn")),
-            ("neck_norm", ("as_head", "none", "gn", "bn", "sync_bn")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        check_choices(
+            self,
+            p6_source=("c5", "p5"),
+            anchor_style=("paper", "torchvision"),
+            normalize_by=("image", "batch"),
+            box_loss=BOX_LOSSES,
+            norm=BACKBONE_NORMS,
+            head_norm=HEAD_NORMS,
+            neck_norm=("as_head", *HEAD_NORMS),
+        )
         ClassLossOptions.of(self)  # checks its own
         if not 0 < self.prior < 1:
             raise ValueError(f"prior is {self.prior}; it must lie between 0 and 1")
-        if self.image_size < 32:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 32 pixels")
+        check_at_least(self, image_size=32)
 
 
 class RetinaNet(Detector):

@@ -23,6 +23,7 @@ from detectors.blocks.losses import BOX_LOSSES, BoxLoss, box_regression_loss
 from detectors.blocks.norms import Norm
 from detectors.blocks.postprocess import DenseSelection, select_detections
 from detectors.blocks.vgg import EXTRA_LAYERS, ExtraLayer, SsdVgg16, map_sizes
+from detectors.options import check_choices
 from detectors.structures import Batch, Prediction, Target
 
 
@@ -91,8 +92,7 @@ class SsdOptions:
             raise ValueError(f"backbone is {self.backbone!r}; SSD has vgg16 (ssd_grid_resnet34 takes any timm network)")
         if self.norm not in ("none", "gn", "bn", "sync_bn"):
             raise ValueError(f"norm is {self.norm!r}; VGG has none to freeze: choose none, gn, bn or sync_bn")
-        if self.box_loss not in BOX_LOSSES:
-            raise ValueError(f"box_loss is {self.box_loss!r}; choose one of {', '.join(BOX_LOSSES)}")
+        check_choices(self, box_loss=BOX_LOSSES)
         if unknown := set(self.extra_layers) - set(EXTRA_LAYERS):
             raise ValueError(f"extra_layers has {', '.join(sorted(unknown))}; choose of {', '.join(EXTRA_LAYERS)}")
         if len(self.box_ratio_counts) != len(self.extra_layers) + 2:

@@ -26,6 +26,7 @@ from detectors.blocks.default_boxes import tile
 from detectors.blocks.heads import DenseOutputs, anchors_last
 from detectors.blocks.norms import Norm, make_norm
 from detectors.blocks.postprocess import DenseSelection, select_detections
+from detectors.options import check_at_least, check_choices
 from detectors.structures import Batch, Prediction, Target
 
 
@@ -89,13 +90,11 @@ class SsdGridOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        if self.box_unit not in ("image", "anchor"):
-            raise ValueError(f"box_unit is {self.box_unit!r}; choose image or anchor")
+        check_choices(self, box_unit=("image", "anchor"))
         ClassLossOptions.of(self)  # checks its own
         if not 0 < self.prior < 1:
             raise ValueError(f"prior is {self.prior}; it must lie between 0 and 1")
-        if self.image_size < 32:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 32 pixels")
+        check_at_least(self, image_size=32)
         finest = -(-self.image_size // 8)
         if not self.grids or min(self.grids) < 1 or max(self.grids) > finest:
             raise ValueError(f"grids are {self.grids}; an image of {self.image_size} px has 1 to {finest} cells a side")

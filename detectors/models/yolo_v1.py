@@ -20,6 +20,7 @@ from detectors.blocks.heads import DenseOutputs
 from detectors.blocks.matchers import BACKGROUND
 from detectors.blocks.norms import NORMS, Norm
 from detectors.blocks.postprocess import DenseSelection, select_detections
+from detectors.options import check_at_least, check_choices
 from detectors.structures import Batch, Prediction, Target
 
 
@@ -69,17 +70,12 @@ class YoloV1Options:
     max_detections: int = 300
 
     def __post_init__(self) -> None:
-        if self.head not in ("fc", "conv"):
-            raise ValueError(f"head is {self.head!r}; choose fc or conv")
-        if self.head_norm not in NORMS:
-            raise ValueError(f"head_norm is {self.head_norm!r}; choose one of {', '.join(NORMS)}")
+        check_choices(self, head=("fc", "conv"), head_norm=NORMS)
         if self.head_stride not in (1, 2):
             raise ValueError(f"head_stride is {self.head_stride}; choose 1 or 2")
         if self.image_size < 64 or self.image_size % 32:
             raise ValueError(f"image_size is {self.image_size}; it must be a multiple of 32, from 64 on")
-        for name in ("grid", "boxes_per_cell", "head_channels", "fc_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_at_least(self, grid=1, boxes_per_cell=1, head_channels=1, fc_channels=1)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must lie in 0 <= dropout < 1")
 

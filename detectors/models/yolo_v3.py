@@ -28,6 +28,7 @@ from detectors.blocks.darknet import ConvNormAct, DarkNet53, TinyDarkNet
 from detectors.blocks.heads import DenseOutputs, anchors_last
 from detectors.blocks.norms import Norm
 from detectors.blocks.postprocess import DenseSelection, select_detections
+from detectors.options import check_at_least, check_choices
 from detectors.structures import Batch, Prediction, Target
 
 COCO_ANCHORS = (10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326)
@@ -89,13 +90,10 @@ class YoloV3Options:
     max_detections: int = 300
 
     def __post_init__(self) -> None:
-        for name, allowed in (("ignore_by", ("prior", "prediction")), ("normalize_by", ("none", "image", "batch"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        check_choices(self, ignore_by=("prior", "prediction"), normalize_by=("none", "image", "batch"))
         if not 0 < self.prior < 1 or not 0 <= self.ignore_iou <= 1:
             raise ValueError(f"prior={self.prior}, ignore_iou={self.ignore_iou} must lie between 0 and 1")
-        if self.image_size < 32:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 32 pixels")
+        check_at_least(self, image_size=32)
         pairs, maps = len(self.anchors) / 2, len(_WIDTHS.get(self.backbone, _WIDTHS["darknet53"]))
         if not self.anchors or pairs % maps:
             raise ValueError(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from detectors.keymaps import WeightsMismatch, load_named
 from detectors.keymaps_effdet import effdet_efficientdet
 from detectors.models.efficientdet import EfficientDet
 from detectors.structures import Batch, Target
+from tests.comparing import assert_same_detections, make_targets
 
 CLASSES = 7
 # effdet reports the best 100, however unsure. Its BatchNorms are evaluated; ours are folded unless told otherwise.
@@ -126,13 +126,7 @@ def test_detections(name: str, size: int) -> None:
     with torch.no_grad():
         expected = DetBenchPredict(pair.theirs).eval()(pair.images, info)
     for ours, theirs in zip(pair.ours.predict(pair.batch), expected):
-        assert len(ours) == len(theirs) == 100
-        scores, labels = theirs[:, 4], theirs[:, 5].long() - 1
-        torch.testing.assert_close(ours.scores, scores, atol=1e-5, rtol=0)
-        order, their_order = canonical(ours.labels, ours.boxes), canonical(labels, theirs[:, :4])
-        assert torch.equal(ours.labels[order], labels[their_order])
-        torch.testing.assert_close(ours.boxes[order], theirs[their_order, :4], atol=1e-3, rtol=0)
-        torch.testing.assert_close(ours.scores[order], scores[their_order], atol=1e-5, rtol=0)
+        assert_same_detections(ours, theirs[:, :4], theirs[:, 5].long() - 1, theirs[:, 4], least=100)
 
 
 def test_frozen_norms_say_the_same() -> None:
@@ -215,25 +209,3 @@ def their_losses(theirs: nn.Module, images: Tensor, targets: list[Target]) -> di
         {"bbox": [t.boxes[:, [1, 0, 3, 2]] for t in targets], "cls": [t.labels + 1 for t in targets]},
     )
     return losses
-
-
-def make_targets(counts: tuple[int, int]) -> list[Target]:
-    generator = torch.Generator().manual_seed(1)
-    rand: Any = partial(torch.rand, generator=generator)
-    targets = []
-    for n in counts:
-        corner = rand(n, 2) * 60
-        targets.append(
-            Target(
-                boxes=torch.cat([corner, corner + 15 + rand(n, 2) * 50], 1),
-                labels=torch.randint(0, CLASSES, (n,), generator=generator),
-                iscrowd=torch.zeros(n, dtype=torch.bool),
-            )
-        )
-    return targets
-
-
-def canonical(labels: Tensor, boxes: Tensor) -> Tensor:
-    """An order that does not depend on scores, so that near-ties may swap."""
-    keys = [(int(label), *(round(v, 1) for v in box)) for label, box in zip(labels, boxes.tolist())]
-    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))

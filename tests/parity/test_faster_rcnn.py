@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign
 
 from detectors import create
 from detectors.blocks.roi import RoiPooler
@@ -20,7 +20,15 @@ from detectors.keymaps_rcnn import torchvision_rcnn
 from detectors.loading import load_state
 from detectors.models import faster_rcnn
 from detectors.models.faster_rcnn import FasterRcnn
-from detectors.structures import Batch, Target
+from detectors.structures import Batch
+from tests.comparing import (
+    TARGETS,
+    assert_same_detections,
+    batch_of_noise,
+    canonical,
+    freeze_lively_norms,
+    make_targets,
+)
 
 CLASSES = 7
 SIZES = [(128, 192), (120, 160)]  # two, so that padding matters
@@ -42,7 +50,7 @@ def pair() -> Pair:
     assert isinstance(ours, FasterRcnn)
     loaded, untouched, left_out = load_named(ours, torchvision_rcnn(theirs.state_dict()), "faster_rcnn_r50_fpn")
     assert (untouched, left_out) == ((), ()) and len(loaded) == len(ours.state_dict())
-    return Pair(theirs=theirs.eval(), ours=ours.eval(), batch=make_batch_of_noise())
+    return Pair(theirs=theirs.eval(), ours=ours.eval(), batch=batch_of_noise(SIZES))
 
 
 def test_first_stage(pair: Pair) -> None:
@@ -89,9 +97,6 @@ def test_pooled_regions(size: int) -> None:
     assert torch.equal(pooler.pool(maps, boxes), expected)
 
 
-TARGETS = {"objects": (2, 3), "one image empty": (2, 0), "both images empty": (0, 0)}
-
-
 @pytest.mark.parametrize("counts", TARGETS.values(), ids=TARGETS.keys())
 def test_losses(pair: Pair, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     targets = make_targets(counts)
@@ -125,12 +130,7 @@ def test_detections(pair: Pair, options: dict[str, Any], monkeypatch: pytest.Mon
     with torch.no_grad():
         expected = their_detections(pair.theirs, pair.batch)
     for found, want in zip(ours.predict(pair.batch), expected):
-        assert len(found) == len(want["scores"]) >= 50
-        torch.testing.assert_close(found.scores, want["scores"], atol=1e-5, rtol=0)
-        order, their_order = canonical(found.labels, found.boxes), canonical(want["labels"] - 1, want["boxes"])
-        assert torch.equal(found.labels[order], want["labels"][their_order] - 1)
-        torch.testing.assert_close(found.boxes[order], want["boxes"][their_order], atol=1e-3, rtol=0)
-        torch.testing.assert_close(found.scores[order], want["scores"][their_order], atol=1e-5, rtol=0)
+        assert_same_detections(found, want["boxes"], want["labels"] - 1, want["scores"])
 
 
 def test_classes_are_taken_over_by_name(pair: Pair) -> None:
@@ -175,19 +175,7 @@ def test_parameter_count_equals_torchvisions_published_number() -> None:
 
 def make_lively(model: nn.Module) -> None:
     """Random weights whose outputs vary, and so confident that many boxes pass the threshold."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            # Frozen statistics, not trivial ones; the last norm of a block is damped or 16 blocks would explode.
-            gain = 0.3 if name.endswith("bn3") else 1.0
-            frozen = FrozenBatchNorm2d(module.num_features)
-            for buffer, value in (
-                (frozen.weight, gain * (1 + 0.1 * torch.randn(module.num_features))),
-                (frozen.bias, 0.1 * torch.randn(module.num_features)),
-                (frozen.running_mean, 0.1 * torch.randn(module.num_features)),
-                (frozen.running_var, 1 + 0.2 * torch.rand(module.num_features)),
-            ):
-                buffer.copy_(value)
-            model.set_submodule(name, frozen)
+    freeze_lively_norms(model)
     for module, std in (
         (model.rpn.head.cls_logits, 0.3),
         (model.rpn.head.bbox_pred, 0.05),
@@ -195,15 +183,6 @@ def make_lively(model: nn.Module) -> None:
         (model.roi_heads.box_predictor.bbox_pred, 0.2),
     ):
         nn.init.normal_(module.weight, std=std)
-
-
-def make_batch_of_noise() -> Batch:
-    height, width = (max(side) for side in zip(*SIZES))
-    padded = torch.zeros(len(SIZES), 3, height, width)
-    for canvas, (h, w) in zip(padded, SIZES):
-        canvas[:, :h, :w] = torch.randn(3, h, w)
-    sizes = torch.tensor(SIZES)
-    return Batch(images=padded.to(memory_format=torch.channels_last), sizes=sizes, original_sizes=sizes)
 
 
 def image_list(batch: Batch) -> ImageList:
@@ -231,24 +210,3 @@ def their_detections(theirs: nn.Module, batch: Batch) -> list[dict[str, Tensor]]
     proposals, _ = theirs.rpn(image_list(batch), features)
     found: list[dict[str, Tensor]] = theirs.roi_heads(features, proposals, image_list(batch).image_sizes)[0]
     return found
-
-
-def make_targets(counts: tuple[int, int]) -> list[Target]:
-    generator = torch.Generator().manual_seed(1)
-    targets = []
-    for n in counts:
-        corner = torch.rand(n, 2, generator=generator) * 60
-        targets.append(
-            Target(
-                boxes=torch.cat([corner, corner + 15 + torch.rand(n, 2, generator=generator) * 40], 1),
-                labels=torch.randint(0, CLASSES, (n,), generator=generator),
-                iscrowd=torch.zeros(n, dtype=torch.bool),
-            )
-        )
-    return targets
-
-
-def canonical(labels: Tensor, boxes: Tensor) -> Tensor:
-    """An order that does not depend on scores, so that near-ties may swap."""
-    keys = [(int(label), *(round(v, 1) for v in box)) for label, box in zip(labels, boxes.tolist())]
-    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))

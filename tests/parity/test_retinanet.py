@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FrozenBatchNorm2d
 
 from detectors import create
 from detectors.blocks.matchers import IouMatcher
 from detectors.keymaps import WeightsMismatch, load_named, torchvision_retinanet
 from detectors.models.retinanet import RetinaNet
 from detectors.structures import Batch, Target
+from tests.comparing import TARGETS, assert_same_detections, batch_of_noise, freeze_lively_norms, make_targets
 
 CLASSES = 7
 # Where torchvision differs from the paper.
@@ -30,7 +29,6 @@ TORCHVISION = {"p6_source": "p5", "box_loss": "l1", "anchor_style": "torchvision
 class Pair:
     theirs: nn.Module
     ours: RetinaNet
-    images: list[Tensor]  # (3, H, W) in model pixels, normalised
     batch: Batch
 
 
@@ -43,13 +41,7 @@ def pair() -> Pair:
     assert isinstance(ours, RetinaNet)
     load_named(ours, torchvision_retinanet(theirs.state_dict(), num_anchors=9), "retinanet_r50_fpn")
     # Two sizes, so that padding matters; not multiples of 128, so that torchvision's strides are odd.
-    images = [torch.randn(3, 160, 224), torch.randn(3, 150, 190)]
-    padded = torch.zeros(2, 3, 160, 224)
-    for canvas, image in zip(padded, images):
-        canvas[:, : image.shape[1], : image.shape[2]] = image
-    sizes = torch.tensor([image.shape[1:] for image in images])
-    batch = Batch(images=padded.to(memory_format=torch.channels_last), sizes=sizes, original_sizes=sizes)
-    return Pair(theirs=theirs.eval(), ours=ours.eval(), images=images, batch=batch)
+    return Pair(theirs=theirs.eval(), ours=ours.eval(), batch=batch_of_noise([(160, 224), (150, 190)]))
 
 
 def test_raw_outputs(pair: Pair) -> None:
@@ -65,13 +57,6 @@ def test_raw_outputs(pair: Pair) -> None:
 def test_anchors(pair: Pair) -> None:
     outputs = pair.ours.dense(pair.batch.images[:1])
     assert torch.equal(pair.ours.anchors(outputs, pair.batch.images), _their_anchors(pair.theirs, pair.batch.images)[0])
-
-
-TARGETS = {
-    "objects": (2, 3),
-    "one image empty": (2, 0),
-    "both images empty": (0, 0),
-}
 
 
 @pytest.mark.parametrize("counts", TARGETS.values(), ids=TARGETS.keys())
@@ -144,16 +129,11 @@ def test_detections(pair: Pair, selection: dict[str, Any], monkeypatch: pytest.M
         expected = pair.theirs.postprocess_detections(
             {key: list(value.split(counts, 1)) for key, value in outputs.items()},
             [list(a.split(counts)) for a in _their_anchors(pair.theirs, pair.batch.images)],
-            [tuple(image.shape[1:]) for image in pair.images],
+            [tuple(size) for size in pair.batch.sizes.tolist()],
         )
     found = pair.ours.predict(pair.batch)
     for ours, theirs in zip(found, expected):
-        assert len(ours) == len(theirs["scores"]) >= 50
-        torch.testing.assert_close(ours.scores, theirs["scores"], atol=1e-5, rtol=0)
-        order, their_order = _canonical(ours.labels, ours.boxes), _canonical(theirs["labels"], theirs["boxes"])
-        assert torch.equal(ours.labels[order], theirs["labels"][their_order])
-        torch.testing.assert_close(ours.boxes[order], theirs["boxes"][their_order], atol=1e-3, rtol=0)
-        torch.testing.assert_close(ours.scores[order], theirs["scores"][their_order], atol=1e-5, rtol=0)
+        assert_same_detections(ours, theirs["boxes"], theirs["labels"], theirs["scores"])
 
 
 def test_dropping_the_unused_class_keeps_the_others(pair: Pair) -> None:
@@ -201,19 +181,7 @@ def test_parameter_count_equals_torchvisions_published_number() -> None:
 
 def make_lively(model: nn.Module) -> None:
     """Random weights whose outputs vary, and so confident that hundreds of boxes pass the threshold."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            # Frozen statistics, not trivial ones; the last norm of a block is damped or 16 blocks would explode.
-            gain = 0.3 if name.endswith("bn3") else 1.0
-            frozen = FrozenBatchNorm2d(module.num_features)
-            for buffer, value in (
-                (frozen.weight, gain * (1 + 0.1 * torch.randn(module.num_features))),
-                (frozen.bias, 0.1 * torch.randn(module.num_features)),
-                (frozen.running_mean, 0.1 * torch.randn(module.num_features)),
-                (frozen.running_var, 1 + 0.2 * torch.rand(module.num_features)),
-            ):
-                buffer.copy_(value)
-            model.set_submodule(name, frozen)
+    freeze_lively_norms(model)
     for head in (model.head.classification_head, model.head.regression_head):
         for module in head.modules():
             if isinstance(module, nn.Conv2d):
@@ -242,25 +210,3 @@ def their_losses(theirs: nn.Module, images: Tensor, targets: list[Target], box_l
         _their_anchors(theirs, images),
     )
     return losses
-
-
-def make_targets(counts: tuple[int, int]) -> list[Target]:
-    generator = torch.Generator().manual_seed(1)
-    rand: Any = partial(torch.rand, generator=generator)
-    targets = []
-    for n in counts:
-        corner = rand(n, 2) * 80
-        targets.append(
-            Target(
-                boxes=torch.cat([corner, corner + 15 + rand(n, 2) * 50], 1),
-                labels=torch.randint(0, CLASSES, (n,), generator=generator),
-                iscrowd=torch.zeros(n, dtype=torch.bool),
-            )
-        )
-    return targets
-
-
-def _canonical(labels: Tensor, boxes: Tensor) -> Tensor:
-    """An order that does not depend on scores, so that near-ties may swap."""
-    keys = [(int(label), *(round(v, 1) for v in box)) for label, box in zip(labels, boxes.tolist())]
-    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))

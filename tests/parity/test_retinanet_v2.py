@@ -11,7 +11,8 @@ from detectors import create
 from detectors.keymaps import load_named, torchvision_retinanet
 from detectors.models.retinanet import RetinaNet
 from detectors.structures import Batch
-from tests.parity.test_retinanet import CLASSES, TARGETS, make_lively, make_targets, their_features, their_losses
+from tests.comparing import TARGETS, make_targets
+from tests.parity.test_retinanet import CLASSES, make_lively, their_features, their_losses
 
 OPTIONS = {"head_norm": "gn", "neck_norm": "none", "box_loss": "giou", "anchor_style": "torchvision"}
 

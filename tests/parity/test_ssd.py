@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from detectors.keymaps import WeightsMismatch, load_named
 from detectors.keymaps_ssd import torchvision_ssd
 from detectors.models.ssd import SSD
 from detectors.structures import Batch, Target
+from tests.comparing import TARGETS, assert_same_detections, make_targets
 
 CLASSES = 7
 # Where torchvision differs from the paper.
@@ -81,16 +81,9 @@ def test_default_boxes(pair: Pair) -> None:
     torch.testing.assert_close(ours, _their_anchors(pair)[0], atol=1e-4, rtol=0)
 
 
-TARGETS = {
-    "objects": (2, 5),
-    "one image empty": (3, 0),
-    "both images empty": (0, 0),
-}
-
-
 @pytest.mark.parametrize("counts", TARGETS.values(), ids=TARGETS.keys())
 def test_losses(pair: Pair, counts: tuple[int, int]) -> None:
-    targets = _targets(counts)
+    targets = make_targets(counts, corner=180, least=10, spread=110)
     model = copy.copy(pair.ours)
     model.dense = lambda _: pair.our_outputs  # type: ignore[method-assign]
     losses = model(pair.batch, targets)
@@ -103,7 +96,7 @@ def test_losses(pair: Pair, counts: tuple[int, int]) -> None:
 def test_gradients(pair: Pair) -> None:
     ours, theirs = copy.deepcopy(pair.ours.head), copy.deepcopy(pair.theirs.head)
     maps = [[f.clone().requires_grad_() for f in pair.features] for _ in range(2)]
-    targets, model = _targets((2, 5)), copy.copy(pair.ours)
+    targets, model = make_targets((2, 5), corner=180, least=10, spread=110), copy.copy(pair.ours)
     model.dense = lambda _: ours(maps[0])  # type: ignore[method-assign]
     sum(model(pair.batch, targets).values()).backward()
     sum(_their_losses(pair.theirs, theirs(maps[1]), _their_anchors(pair), targets).values()).backward()
@@ -127,12 +120,7 @@ def test_detections(pair: Pair, topk: int) -> None:
     theirs.topk_candidates = topk
     expected = theirs.postprocess_detections(pair.their_outputs, _their_anchors(pair), [(300, 300)] * 2)
     for found, want in zip(model.predict(pair.batch), expected):
-        assert len(found) == len(want["scores"]) >= 50
-        torch.testing.assert_close(found.scores, want["scores"], atol=1e-5, rtol=0)
-        order, their_order = _canonical(found.labels, found.boxes), _canonical(want["labels"] - 1, want["boxes"])
-        assert torch.equal(found.labels[order], want["labels"][their_order] - 1)
-        torch.testing.assert_close(found.boxes[order], want["boxes"][their_order], atol=1e-3, rtol=0)
-        torch.testing.assert_close(found.scores[order], want["scores"][their_order], atol=1e-5, rtol=0)
+        assert_same_detections(found, want["boxes"], want["labels"] - 1, want["scores"])
 
 
 def test_dropping_unused_classes_keeps_background_and_the_others(pair: Pair) -> None:
@@ -196,25 +184,3 @@ def _their_losses(
         [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets], outputs, anchors, matched
     )
     return losses
-
-
-def _targets(counts: tuple[int, int]) -> list[Target]:
-    generator = torch.Generator().manual_seed(1)
-    rand: Any = partial(torch.rand, generator=generator)
-    targets = []
-    for n in counts:
-        corner = rand(n, 2) * 180
-        targets.append(
-            Target(
-                boxes=torch.cat([corner, corner + 10 + rand(n, 2) * 110], 1),
-                labels=torch.randint(0, CLASSES, (n,), generator=generator),
-                iscrowd=torch.zeros(n, dtype=torch.bool),
-            )
-        )
-    return targets
-
-
-def _canonical(labels: Tensor, boxes: Tensor) -> Tensor:
-    """An order that does not depend on scores, so that near-ties may swap."""
-    keys = [(int(label), *(round(v, 1) for v in box)) for label, box in zip(labels, boxes.tolist())]
-    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
