@@ -151,6 +151,7 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
     conflicts = failures = 0
     tried = -1
     delta = _open(table)
+    began = time.monotonic()
     while True:
         if delta.version() > tried >= 0:  # somebody else was first, that is no failure
             conflicts, failures = conflicts + 1, 0
@@ -178,7 +179,11 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
             if failures > _FAILURES or conflicts > _CONFLICTS:
                 raise
         tried = snapshot.version
-        time.sleep(random.uniform(0.005, 0.02 * 2 ** min(conflicts + failures, 5)))
+        # An attempt lasts as long as the store needs for it: where many race, those that wait for several of them
+        # leave it free for one that wins, and a slow store is not asked the more, the slower it gets.
+        attempt = min(max(time.monotonic() - began, 0.02), 2.0)
+        time.sleep(random.uniform(0.005, attempt * 2 ** min(conflicts + failures, 4)))
+        began = time.monotonic()
         delta = _refreshed(table, delta)
 
 
