@@ -181,7 +181,7 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
         tried = snapshot.version
         # An attempt lasts as long as the store needs for it: where many race, those that wait for several of them
         # leave it free for one that wins, and a slow store is not asked the more, the slower it gets.
-        attempt = min(max(time.monotonic() - began, 0.02), 2.0)
+        attempt = min(max(time.monotonic() - began, 0.02), 1.0)
         time.sleep(random.uniform(0.005, attempt * 2 ** min(conflicts + failures, 4)))
         began = time.monotonic()
         delta = _refreshed(table, delta)
