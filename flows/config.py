@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flows.mirror import Strict, build, strict_model
 from pipelines.metrics.gates import parse_gates
+from pipelines.route_rules import RouteRules
 from pipelines.splits import parse_ratios
 from workers import label_config, train_config
 
@@ -23,6 +24,7 @@ __all__ = [
     "LifecycleConfig",
     "MaintainConfig",
     "RelabelConfig",
+    "RouteConfig",
     "TrainConfig",
     "explain",
 ]
@@ -94,7 +96,11 @@ class RelabelConfig(Strict):
     """Labels of a source for images that a dataset has: a further label set, or other labels in one."""
 
     dataset: str = Field(description="reference of the images: URI or URI@labels/<set>[:<version>]")
-    source: str = Field("coco", description="kind of source; of coco the annotation file alone is read")
+    source: str = Field(
+        "coco",
+        description="kind of source; labels for a label set. Of coco, and of label_studio and cvat without images, the "
+        "annotation file alone is read",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="the source's own options")
     label_set: str | None = Field(None, description="a new label set; none: replace labels where they are")
     others: Literal["keep", "unlabelled", "leave out"] | None = Field(
@@ -149,6 +155,17 @@ class LabelConfig(LabelSettings):
 
     def to_worker(self) -> label_config.LabelConfig:
         return build(label_config.LabelConfig, self.model_dump())
+
+
+class RouteConfig(strict_model("RouteSettings", RouteRules)):  # type: ignore[misc]
+    """Predictions divided by confidence into label sets to accept, review and reject."""
+
+    predictions: str = Field(description="reference of the predictions")
+    name: str | None = Field(None, description="what the sets' names begin with; none: the predictions' own name")
+
+    def rules(self) -> RouteRules:
+        values = self.model_dump(exclude={"predictions", "name"})
+        return RouteRules(**values)
 
 
 class EvaluateSettings(Strict):

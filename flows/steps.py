@@ -24,6 +24,7 @@ from flows.config import (
     LifecycleConfig,
     MaintainConfig,
     RelabelConfig,
+    RouteConfig,
     TrainConfig,
 )
 from flows.mirror import Strict
@@ -72,20 +73,43 @@ def _source(config: IngestConfig) -> Any:
 
 
 def relabel(config: RelabelConfig, progress: Progress | None = None) -> Result:
-    """Other labels for a dataset's images: as of ``ingest``, its ``ledger`` tells of the new labels."""
-    from pipelines.relabelling import add_labels, coco_labels
-    from pipelines.sources import open_source
+    """Other labels for a dataset's images: as of ``ingest``, its ``ledger`` tells of the new labels.
+
+    ``review`` tells what came back from a labelling tool: ``returned``, ``missing``, ``missing_images``.
+    """
+    from pipelines.relabelling import add_labels
+    from pipelines.sources.reviewed import Reviewed
 
     try:
-        source = (
-            coco_labels(config.dataset, **config.options)
-            if config.source == "coco"
-            else open_source(config.source, **config.options)
-        )
+        source = _labels(config)
     except TypeError as error:
         raise ValueError(f"labels of {config.source!r}: {error}; given were {sorted(config.options)}") from None
     version = add_labels(config.dataset, source, label_set=config.label_set, others=config.others, strict=config.strict)
-    return asdict(version)
+    review = {"review": dict(source.about())} if isinstance(source, Reviewed) else {}
+    return asdict(version) | review
+
+
+def _labels(config: RelabelConfig) -> Any:
+    from pipelines.relabelling import coco_labels
+    from pipelines.reviewing import LabelSetLabels, reviewed_labels
+    from pipelines.sources import open_source
+
+    match config.source:
+        case "coco":
+            return coco_labels(config.dataset, **config.options)
+        case "labels":
+            return LabelSetLabels.of(**config.options)
+        case "label_studio" | "cvat" if "images" not in config.options:
+            return reviewed_labels(config.dataset, config.source, **config.options)
+        case _:
+            return open_source(config.source, **config.options)
+
+
+def route(config: RouteConfig, progress: Progress | None = None) -> Result:
+    """Predictions into label sets by confidence: ``sets``, ``reasons``, ``num_images``, ``num_noise``, ``found``."""
+    from pipelines.routing import route
+
+    return route(config.predictions, config.rules(), name=config.name).to_json()
 
 
 def maintain(config: MaintainConfig, progress: Progress | None = None) -> Result:
@@ -208,7 +232,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Result:
         if config.images:
             raise ValueError(f"{dataset.reference} holds predictions; their results file has no images, the truth has")
         written = to_coco_results(open_predictions(dataset.reference), config.out, config.splits)
-        return {"files": {"results": written}, "num_images": dataset.num_images, "num_objects": dataset.num_objects}
+        files = {"results" if kind == "bbox" else f"results_{kind}": uri for kind, uri in written.items()}
+        return {"files": files, "num_images": dataset.num_images, "num_objects": dataset.num_objects}
     options = config.options if config.images is None else config.options | {"images": config.images}
     try:
         inspect.signature(write).bind(dataset, config.out, splits=config.splits, **options)
@@ -224,6 +249,7 @@ STEPS: dict[str, tuple[type[Strict], Callable[..., Result]]] = {
     "evaluate": (EvaluateConfig, evaluate),
     "export": (ExportConfig, export),
     "relabel": (RelabelConfig, relabel),
+    "route": (RouteConfig, route),
     "maintain": (MaintainConfig, maintain),
 }
 

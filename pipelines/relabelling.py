@@ -27,7 +27,7 @@ from pipelines.schema import LabelRow
 from pipelines.shard_paths import image_path, shard_stem
 from pipelines.shard_writing import write_label_shard
 from pipelines.shards import ShardFile, ShardRef, read_labels
-from pipelines.sources import Described, Source, SourceItem
+from pipelines.sources import Described, LabelsOnly, Source, SourceItem
 from pipelines.sources.coco_labels import NOT_THERE, CocoLabels
 from pipelines.storage import Store, redact
 from pipelines.versions import Dataset, open_dataset
@@ -35,6 +35,7 @@ from pipelines.versions import Dataset, open_dataset
 Others = Literal["keep", "unlabelled", "leave out"]
 """What becomes of images that the source does not name: their labels stay, go, or the image is not in the set."""
 _LOADERS = 8
+_OTHER_SIZE = "labels of an image of another size"
 
 
 class _Unchanged(Exception):
@@ -108,7 +109,8 @@ def _check_base(base: Dataset, label_map: LabelMap, replacing: bool, others: Oth
     where = redact(base.reference)
     if replacing and base.metadata["kind"] != "truth":
         raise ValueError(f"{where} holds {base.metadata['kind']}; give a new label set's name")
-    if others == "keep" and base.label_map.digest != label_map.digest:
+    # Images of a set without categories were never labelled: there is nothing that could disagree.
+    if others == "keep" and len(base.label_map) and base.label_map.digest != label_map.digest:
         raise CategoryMismatch(
             f"{where} has the categories {list(base.label_map.names[:10])}, the source has "
             f"{list(label_map.names[:10])}: labels of both cannot be in one label set; leave the others out, or "
@@ -146,6 +148,7 @@ def _replace(
         nonlocal newest
         newest = before.version
         check_newest(wanted, before)
+        _check_base(open_dataset(replace(wanted, version=newest)), work.source.label_map, True, work.others)
         shards = [_shard(work.store, work.target, file) for file in before.files]
         ledger = work.ledger_of(shards)
         _check(work, ledger, strict, reference)
@@ -318,17 +321,21 @@ _TRUTH: dict[str, Any] = {"status": None, "error": None, "input_sha256": None}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Labels:
-    """What a source says of one image; ``refusal`` where it cannot be read."""
+    """What a source says of one image; ``refusal`` where it cannot be read, or, ``of_another``, was not drawn on it."""
 
     item: SourceItem
     annotations: Annotations | None = None
     size: tuple[int, int] | None = None
     refusal: str = ""
+    of_another: bool = False
 
 
 def _load(source: Source, item: SourceItem) -> _Labels:
-    if isinstance(source, CocoLabels):
-        return _Labels(item=item, annotations=item.annotations, size=item.declared_size)
+    if isinstance(source, LabelsOnly):
+        try:
+            return _Labels(item=item, annotations=source.labels_of(item), size=item.declared_size)
+        except BadImage as error:
+            return _Labels(item=item, refusal=str(error), of_another=True)
     try:
         record = source.load(item)
     except (BadImage, FileNotFoundError) as error:
@@ -342,11 +349,14 @@ def _relabelled(row: LabelRow, found: _Labels, label_map: LabelMap, ledger: Ledg
     held = item.annotations if found.refusal else labels
     objects = 0 if held is None else len(held)
     if found.refusal:
-        ledger.add(_left_out("quarantined", "image cannot be read", row.image_id, found.refusal, objects))
+        if found.of_another:
+            ledger.add(_left_out("dropped", _OTHER_SIZE, row.image_id, found.refusal, objects))
+        else:
+            ledger.add(_left_out("quarantined", "image cannot be read", row.image_id, found.refusal, objects))
         return None
     if found.size not in (None, (row.width, row.height)):
         detail = f"labels are of {found.size}, the dataset's image has {row.width}x{row.height} pixels"
-        ledger.add(_left_out("dropped", "labels of an image of another size", row.image_id, detail, objects))
+        ledger.add(_left_out("dropped", _OTHER_SIZE, row.image_id, detail, objects))
         return None
     ledger.imported("image")
     if labels is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import anchors, console, demo, evaluate, export, ingest, look, models, stages, upkeep, versions
+from flows.cli import anchors, console, demo, evaluate, export, ingest, look, models, review, stages, upkeep, versions
 
 app = typer.Typer(
     name="boxmill",
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(ingest.app, name="ingest")
 app.command("train", help=stages.TRAIN_HELP)(stages.train)
 app.command("label", help=stages.LABEL_HELP)(stages.label)
+app.command("route", help=review.ROUTE_HELP)(review.route)
 app.command("evaluate", help=evaluate.EVALUATE_HELP)(evaluate.evaluate)
 app.add_typer(export.app, name="export")
 app.command("lifecycle", help=stages.LIFECYCLE_HELP)(stages.lifecycle)

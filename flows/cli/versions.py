@@ -11,6 +11,8 @@ from flows.cli import console
 from flows.cli.ingest import place_option, show_version
 from flows.cli.options import Flow, ImageIds, Limit, Output, SourceOptions, execute, gather, spread
 
+_MISSING_SHOWN = 10
+
 VERSIONS_HELP = """List the versions of a dataset: what each commit did, and the reference that names it for ever.
 
 Example: `boxmill versions data/cells`
@@ -29,7 +31,8 @@ Example: `boxmill remove data/cells JPEGImages/BloodImage_00007.jpg --ids-from b
 """
 RELABEL_HELP = """Put other labels on a dataset's images, matched by image id: in place, or as a new label set.
 
-No image is read or written where the labels are COCO JSON; its file_name is the image id.
+No image is read or written: COCO's file_name, what Label Studio and CVAT give back (--from label_studio, cvat), or
+another label set (--from labels) name the images.
 
 Example: `boxmill relabel data/cells corrected.json --label-set corrected`
 """
@@ -118,10 +121,11 @@ def remove(
 def relabel(
     dataset: Annotated[str, typer.Argument(help="Reference of the images.")],
     labels: Annotated[
-        str | None, typer.Argument(help="COCO JSON, or the file or folder that --from reads; any fsspec URL.")
+        str | None,
+        typer.Argument(help="COCO JSON, or the file, folder or label set that --from reads; any fsspec URL."),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--from", help="Kind of source of the labels; see `boxmill ingest from`.", metavar="KIND")
+        str, typer.Option("--from", help="Kind of source, see `boxmill ingest from`; or labels.", metavar="KIND")
     ] = "coco",
     settings: SourceOptions = None,
     keypoints: Annotated[
@@ -147,7 +151,7 @@ def relabel(
 
     options: dict[str, Any] = {"keypoints": keypoints} if keypoints else {}
     if labels is not None:
-        options[place_option(kind)] = labels
+        options["labels" if kind == "labels" else place_option(kind)] = labels
     config = RelabelConfig(
         dataset=dataset,
         source=kind,
@@ -156,7 +160,17 @@ def relabel(
         others="leave out" if others == "leave-out" else others,
         strict=strict,
     )
-    _tell("Labels", execute("relabel", config, prefect=where.prefect))
+    version = execute("relabel", config, prefect=where.prefect)
+    _tell("Labels", version)
+    _tell_missing(version.get("review", {}))
+
+
+def _tell_missing(review: dict[str, Any]) -> None:
+    if not review.get("missing") or console.mode.json:
+        return
+    shown = review["missing_images"][:_MISSING_SHOWN]
+    more = ", ..." if review["missing"] > len(shown) else ""
+    console.warn(f"{review['missing']:,} images that were sent out did not come back: {', '.join(shown)}{more}")
 
 
 def _tell(title: str, version: dict[str, Any], *, ledger: bool = True) -> None:

@@ -1,6 +1,7 @@
 """A dataset version as CVAT XML for images 1.1: ``annotations.xml`` with the images beside it in ``images/``.
 
-Shapes are in the upright frame, which CVAT shows. What came from CVAT goes back as it was, rotated boxes included.
+Shapes are in the upright frame, which CVAT shows. Objects with scores are pre-annotations: their source is ``auto``,
+the score an attribute. What came from CVAT goes back as it was, rotated boxes included.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from pipelines.storage import Store
 from pipelines.versions import Dataset
 
 _SAME_BOX = 1.0  # pixels
+# CVAT takes attributes only that a label declares.
+_SCORE = (
+    "<attributes><attribute><name>score</name><mutable>False</mutable><input_type>text</input_type>"
+    "<default_value></default_value><values></values></attribute></attributes>"
+)
 _OWN = ("occluded", "source", "z_order", "group_id")
 
 
@@ -44,7 +50,11 @@ def export_cvat(
     store = Store.open(out_uri)
     losses = Losses()
     counts = {"images": 0, "objects": 0}
-    parts = ['<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n', _meta(opened.label_map)]
+    scored = opened.metadata["kind"] == "predictions"
+    parts = [
+        '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n',
+        _meta(opened.label_map, scored),
+    ]
     for number, image in enumerate(walk(opened, splits)):
         counts["images"] += 1
         if image.annotations is None:
@@ -66,18 +76,19 @@ def export_cvat(
     )
 
 
-def _meta(label_map: LabelMap) -> str:
+def _meta(label_map: LabelMap, scored: bool) -> str:
     labels = []
     for category in label_map.categories:
         kind = "skeleton" if category.keypoints else str(category.extra.get("type", "any"))
-        labels.append(_label(category.name, kind, ""))
+        labels.append(_label(category.name, kind, "", _SCORE if scored else ""))
         labels += [_label(name, "points", category.name) for name in category.keypoints]
     return f"<meta><job><labels>\n{''.join(labels)}</labels></job></meta>\n"
 
 
-def _label(name: str, kind: str, parent: str) -> str:
+def _label(name: str, kind: str, parent: str, attributes: str = "") -> str:
     above = f"<parent>{escape(xml_text(parent))}</parent>" if parent else ""
-    return f"<label><name>{escape(xml_text(name))}</name><type>{escape(xml_text(kind))}</type>{above}</label>\n"
+    about = f"<name>{escape(xml_text(name))}</name><type>{escape(xml_text(kind))}</type>"
+    return f"<label>{about}{attributes}{above}</label>\n"
 
 
 def _image(number: int, image: ExportImage, label_map: LabelMap, losses: Losses) -> str:
@@ -89,7 +100,7 @@ def _image(number: int, image: ExportImage, label_map: LabelMap, losses: Losses)
     found = image.annotations
     shapes: list[str] = []
     if found is not None:
-        count_losses(image, losses, ("polygons", "rle", "keypoints", "attributes"))
+        count_losses(image, losses, ("polygons", "rle", "keypoints", "attributes", "score"))
         if image.orientation != 1:
             fractions = to_pixels(found, 1 / image.width, 1 / image.height)
             found = to_pixels(stored_to_upright(fractions, image.orientation), width, height)
@@ -110,6 +121,9 @@ def _shapes(found: Annotations, i: int, category: Category, image: ExportImage, 
     own = own if isinstance(own, dict) else {}
     rest = set(attributes) - {*_OWN, "attributes", "rotation", "rotated_box"}
     own = {**{key: attributes[key] for key in sorted(rest)}, **own}
+    if found.scores is not None:
+        common["source"] = "auto"
+        own["score"] = f"{found.scores[i]:.4f}"
     children = "".join(f"<attribute name={_quoted(k)}>{escape(xml_text(str(v)))}</attribute>" for k, v in own.items())
     keypoints, rle, polygons = found.keypoints[i], found.rles[i], found.polygons[i]
     object_id = int(found.ids[i])

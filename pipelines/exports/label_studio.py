@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from operator import itemgetter
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -34,6 +35,8 @@ def export_label_studio(
 ) -> ExportReport:
     """Write a dataset version for Label Studio.
 
+    Images that a routing sent to review come in the order of their uncertainty, which is in ``data``, with the reason.
+
     An object with an RLE becomes a brush mask, one with polygons a polygon each, any other a rectangle; keypoints
     become regions whose parent is the rectangle.
 
@@ -57,8 +60,10 @@ def export_label_studio(
         counts["images"] += 1
         counts["objects"] += 0 if image.annotations is None else len(image.annotations)
         task = _task(number, image, opened, predicted, f"{image_prefix}{quote(image.name)}", losses)
-        tasks.append(json.dumps(task, ensure_ascii=False))
-    store.write_bytes("tasks.json", ("[\n" + ",\n".join(tasks) + "\n]\n").encode())
+        tasks.append((-image.routed.get("uncertainty", 0.0), json.dumps(task, ensure_ascii=False)))
+    tasks.sort(key=itemgetter(0))
+    text = ",\n".join(task for _, task in tasks)
+    store.write_bytes("tasks.json", f"[\n{text}\n]\n".encode())
     store.write_bytes("config.xml", _config(opened.label_map).encode())
     if images:
         write_files(store, ((f"images/{image.name}", image.read) for image in walk(opened, splits)))
@@ -78,6 +83,7 @@ def _task(
     task: dict[str, Any] = {"id": number, "data": {"image": reference, "image_id": image.image_id}}
     if image.split:
         task["data"]["split"] = image.split
+    task["data"] |= image.routed
     found = image.annotations
     if found is None:
         return task

@@ -40,6 +40,11 @@ def safe_names(
     return names
 
 
+def clean_path(image_id: str) -> str:
+    """A path that is safe to write, before shared folders are left out and equal ones get numbers."""
+    return "/".join(_parts(image_id, ()))
+
+
 def _parts(image_id: str, without: Collection[str]) -> list[str]:
     *folders, name = [p for p in re.split(r"[/\\]", image_id) if p not in ("", ".", "..")] or ["image"]
     return [_clean(p) for p in folders if p not in without] + [_clean(name)]

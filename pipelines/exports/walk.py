@@ -64,6 +64,7 @@ class ExportImage:
         name: safe relative path for its file.
         annotations: None where nobody has looked at it; otherwise see ``Dataset``.
         orientation: EXIF.
+        routed: why a routing sent it where it is, and its uncertainty; empty where none did.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ExportImage:
     annotations: Annotations | None
     shard: ShardRef
     row: int
+    routed: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self) -> bytes:
         """The encoded image as it was ingested."""
@@ -147,6 +149,7 @@ def walk(
                 annotations=row.annotations,
                 shard=shard,
                 row=row.row,
+                routed=row.extra.get("route", {}),
             )
 
 

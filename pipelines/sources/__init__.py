@@ -112,6 +112,19 @@ class Described(Protocol):
         ...
 
 
+@runtime_checkable
+class LabelsOnly(Protocol):
+    """A source of labels for images that a dataset has: it reads none."""
+
+    def labels_of(self, item: SourceItem) -> Annotations | None:
+        """In pixels of the stored frame.
+
+        Raises:
+            BadImage: they are of another image.
+        """
+        ...
+
+
 # The one table of sources: kind -> module:factory. A factory takes the options as keywords.
 SOURCES: dict[str, str] = {
     "coco": "pipelines.sources.coco:CocoSource.open",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.ledger import LedgerEntry
+from pipelines.records import Annotations
 from pipelines.sources import SourceItem
 from pipelines.sources.coco import CocoSource, CocoSplit
 from pipelines.storage import FileStat, absolute, split_uri
@@ -69,3 +70,6 @@ class CocoLabels(CocoSource):
             if isinstance(found, LedgerEntry) and found.fate == "quarantined":
                 found = replace(found, fate="dropped", reason=NOT_THERE, detail="")
             yield found
+
+    def labels_of(self, item: SourceItem) -> Annotations | None:
+        return item.annotations

@@ -21,7 +21,7 @@ from pipelines.sources import SourceItem, read_item, record_from_bytes
 from pipelines.sources.cvat_shapes import SHAPES, NoObject, parse_shape
 from pipelines.sources.drawn import Drawn, gather, mended_places
 from pipelines.sources.frames import drawn_on
-from pipelines.sources.listing import ImageFolder, check_file, find_folder, list_images, stat_uri
+from pipelines.sources.listing import FoundImage, ImageFolder, check_file, find_folder, list_images, stat_uri
 from pipelines.storage import FileStat, redact, split_uri
 
 
@@ -101,12 +101,12 @@ class CvatSource:
     ) -> Iterator[SourceItem | LedgerEntry]:
         name = image.get("name", "")
         shapes = [child for child in image if child.tag in SHAPES]
-        file = self._folder.find(name)
+        file = self.find_image(name)
         size = _size(image)
         refusal = None
         if file is None:
             refusal = "image file missing"
-        elif file.path in taken:
+        elif file.image_id in taken:
             refusal = "image file already used by another entry"
         if refusal is not None or file is None:
             yield LedgerEntry(
@@ -118,7 +118,7 @@ class CvatSource:
                 annotations=len(shapes),
             )
             return
-        taken.add(file.path)
+        taken.add(file.image_id)
         objects: list[Drawn] = []
         for number, shape in enumerate(shapes, start=1):
             try:
@@ -128,14 +128,14 @@ class CvatSource:
                     subject="annotation",
                     fate="dropped",
                     reason=str(error),
-                    image_id=file.path,
+                    image_id=file.image_id,
                     annotation_id=number,
                     detail=f"{shape.tag} {dict(shape.items())!r:.200}",
                 )
         tags = [tag.get("label", "") for tag in image.iterfind("tag")]
         yield SourceItem(
-            image_id=file.path,
-            uri=self._folder.uri_of(file),
+            image_id=file.image_id,
+            uri=file.uri,
             size=file.size,
             split=image.get("subset") or self.split,
             annotations=gather(objects),
@@ -151,6 +151,11 @@ class CvatSource:
         return replace(
             record, annotations=drawn_on(item.annotations, None if shown is None else (shown[0], shown[1]), record)
         )
+
+    def find_image(self, name: str) -> FoundImage | None:
+        """The file of that name in the folder of images."""
+        file = self._folder.find(name)
+        return None if file is None else FoundImage(image_id=file.path, uri=self._folder.uri_of(file), size=file.size)
 
     def _labels(self) -> dict[str, Category]:
         """The labels of ``meta``; those with a parent are the keypoints of a skeleton."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -37,6 +38,19 @@ _MASK_TO_STORED: dict[int, Callable[[BoolArray], BoolArray]] = {
     7: lambda m: m[::-1, ::-1].T,
     8: lambda m: np.rot90(m, -1),
 }
+
+
+class Framed(Protocol):
+    """A picture's stored size and how EXIF turns it; an ``ImageRecord`` is one."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def exif_orientation(self) -> int: ...
 
 
 def upright_to_stored(
@@ -84,7 +98,7 @@ def upright_to_stored(
     )
 
 
-def drawn_on(annotations: Annotations, shown: tuple[int, int] | None, record: ImageRecord) -> Annotations:
+def drawn_on(annotations: Annotations, shown: tuple[int, int] | None, record: Framed) -> Annotations:
     """Annotations in pixels of what a tool showed, in pixels of the stored frame.
 
     Args:

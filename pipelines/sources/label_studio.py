@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pipelines.ledger import LedgerEntry
-from pipelines.records import Category, ImageRecord, LabelMap
+from pipelines.records import Annotations, Category, ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
 from pipelines.sources.archive_formats import is_image_name
 from pipelines.sources.drawn import gather, mended_places, to_pixels
-from pipelines.sources.frames import upright_to_stored
+from pipelines.sources.frames import Framed, upright_to_stored
 from pipelines.sources.json_stream import stream_array
 from pipelines.sources.label_studio_regions import (
     keypoint_names,
@@ -26,20 +26,11 @@ from pipelines.sources.label_studio_regions import (
     separate_labels,
     shape_of,
 )
-from pipelines.sources.listing import ImageFolder, check_file, find_folder, list_images, stat_uri
+from pipelines.sources.listing import FoundImage, ImageFolder, check_file, find_folder, list_images, stat_uri
 from pipelines.storage import FileStat, redact, split_uri
 
 Read = Literal["annotations", "predictions"]
 _REMOTE = ("s3", "gs", "gcs", "http", "https", "az", "abfs")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """Where a task's image is."""
-
-    image_id: str
-    uri: str
-    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +137,7 @@ class LabelStudioSource:
             regions = sum(_regions(e) for read in ("annotations", "predictions") for e in _entries(task, read))
             yield _refused("dropped", "not a Label Studio task with an image", name, f"{task!r:.200}", regions)
             return
-        found = self._find(reference)
+        found = self.find_image(task, reference)
         entries = _entries(task, self.read)
         chosen = _choose(entries)
         image_id = name if found is None else found.image_id
@@ -179,8 +170,7 @@ class LabelStudioSource:
         record = record_from_bytes(item, read_item(item))
         if item.annotations is None:
             return record
-        stored = upright_to_stored(item.annotations, record.exif_orientation)
-        return replace(record, annotations=to_pixels(stored, record.width, record.height))
+        return replace(record, annotations=place_percent(item.annotations, record))
 
     def _tasks(self) -> Iterator[Any]:
         store, name = split_uri(self.annotations)
@@ -197,20 +187,30 @@ class LabelStudioSource:
             return found if isinstance(found, str) and found else None
         return next((v for v in values.values() if isinstance(v, str) and is_image_name(urlsplit(v).path)), None)
 
-    def _find(self, reference: str) -> _Found | None:
+    def find_image(self, task: Mapping[str, Any], reference: str) -> FoundImage | None:
         """The file in the folder of images, or a remote URL; never another local file."""
+        for path in self.paths_of(reference):
+            file = self._folder.find(path)
+            if file is not None:
+                return FoundImage(image_id=file.path, uri=self._folder.uri_of(file), size=file.size)
+        url = urlsplit(reference)
+        # A query or a password is a credential, and an item's URI is written down.
+        if url.scheme in _REMOTE and not url.query and "@" not in url.netloc:
+            return FoundImage(image_id=reference.split("://", 1)[1], uri=reference, size=0)
+        return None
+
+    def paths_of(self, reference: str) -> list[str]:
+        """The paths that a task's reference may mean, the longest first; none of one that leaves its folder."""
         url = urlsplit(reference)
         local = parse_qs(url.query).get("d") if url.path.endswith("/data/local-files/") else None
         path = local[0] if local else unquote(url.path)
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
-        for first in range(len(parts)):
-            file = None if ".." in parts else self._folder.find("/".join(parts[first:]))
-            if file is not None:
-                return _Found(image_id=file.path, uri=self._folder.uri_of(file), size=file.size)
-        # A query or a password is a credential, and an item's URI is written down.
-        if url.scheme in _REMOTE and not url.query and "@" not in url.netloc:
-            return _Found(image_id=reference.split("://", 1)[1], uri=reference, size=0)
-        return None
+        return [] if ".." in parts else ["/".join(parts[first:]) for first in range(len(parts))]
+
+
+def place_percent(found: Annotations, image: Framed) -> Annotations:
+    """From fractions of the upright picture to pixels of the stored frame."""
+    return to_pixels(upright_to_stored(found, image.exif_orientation), image.width, image.height)
 
 
 def _refused(fate: Any, reason: str, image_id: str, detail: str, annotations: int) -> LedgerEntry:

@@ -11,6 +11,15 @@ from pipelines.storage import FileStat, Store, absolute, redact, split_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundImage:
+    """Where an annotation file's image is; ``uri`` is empty where it is in a dataset already."""
+
+    image_id: str
+    uri: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFolder:
     """All images below a folder.
 
