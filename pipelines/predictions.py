@@ -11,10 +11,12 @@ import hashlib
 import io
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Any
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +25,7 @@ from pipelines.commits import DatasetVersion, commit_labels
 from pipelines.exports.coco_ids import coco_image_ids
 from pipelines.label_commits import settle
 from pipelines.ledger import Ledger
+from pipelines.metrics.settings import IOU_TYPES, IouType
 from pipelines.records import Annotations, ImageRecord, LabelMap, Rle
 from pipelines.references import DatasetNotFound, parse_reference
 from pipelines.schema import LABELS, LabelRow, labels_to_arrow
@@ -249,56 +252,65 @@ def open_predictions(reference: str) -> PredictionSet:
     return PredictionSet(labels=labels)
 
 
-def to_coco_results(predictions: PredictionSet, out_uri: str, splits: Collection[str] | None = None) -> str:
-    """Write COCO's results list: image_id, category_id, bbox xywh, score, and mask and keypoints where there are any.
+def to_coco_results(
+    predictions: PredictionSet, out_uri: str, splits: Collection[str] | None = None
+) -> dict[IouType, str]:
+    """Write COCO's results lists, one for each kind of similarity, as COCO's server and ``loadRes`` take them.
 
-    Images have the ids of ``export_coco``, so that the two files can be scored against each other. Memory holds one
-    label file's objects at a time.
+    A list of its own for each kind, because ``loadRes`` takes the size of a detection from its box where it has one:
+    masks and keypoints beside boxes would count as of the boxes' sizes. Images have the ids of ``export_coco``, so that
+    the files can be scored against each other. Memory holds one label file's objects at a time.
 
     Args:
-        out_uri: of the JSON file, any fsspec URL.
+        out_uri: of the JSON file of boxes, any fsspec URL. Masks go to ``<stem>.segm.json`` beside it and keypoints to
+            ``<stem>.keypoints.json``, where a detection has some.
         splits: only images of these.
     Returns:
-        The URI.
+        The URI of each file, by kind.
     Raises:
         ValueError: images of several splits have one id, as their sources had.
     """
     ids = None if predictions.is_archive else coco_image_ids(predictions.labels, splits)
     store, name = split_uri(out_uri)
     with tempfile.TemporaryDirectory(prefix="boxmill-results-") as folder:
-        local = Path(folder) / "results.json"
-        with local.open("w", encoding="utf-8") as file:
-            _write_results(file, predictions.annotations(splits), ids)
-        store.upload(local, name)
-    return store.join(name)
+        written = _write_results(Path(folder), predictions.annotations(splits), ids)
+        for kind in written:
+            store.upload(Path(folder) / kind, _results_name(name, kind))
+    return {kind: store.join(_results_name(name, kind)) for kind in written}
+
+
+def _results_name(name: str, kind: IouType) -> str:
+    path = PurePosixPath(name)
+    return name if kind == "bbox" else str(path.with_name(f"{path.stem}.{kind}{path.suffix}"))
 
 
 def _write_results(
-    file: IO[str], images: Iterator[tuple[str, int, int, int, Annotations]], ids: Mapping[str, int] | None
-) -> None:
-    separator = "["
-    for image_id, coco_image_id, _, _, found in images:
-        for result in _coco_results(coco_image_id if ids is None else ids[image_id], found):
-            file.write(separator + json.dumps(result))
-            separator = ",\n"
-    file.write("[]\n" if separator == "[" else "]\n")
+    folder: Path, images: Iterator[tuple[str, int, int, int, Annotations]], ids: Mapping[str, int] | None
+) -> list[IouType]:
+    """A file a kind, named by it; boxes are always written, the others where there are any."""
+    counts: Counter[IouType] = Counter()
+    with ExitStack() as stack:
+        files = {kind: stack.enter_context((folder / kind).open("w", encoding="utf-8")) for kind in IOU_TYPES}
+        for image_id, coco_image_id, _, _, found in images:
+            for kind, result in _coco_results(coco_image_id if ids is None else ids[image_id], found):
+                files[kind].write((",\n" if counts[kind] else "[") + json.dumps(result))
+                counts[kind] += 1
+        for kind, file in files.items():
+            file.write("]\n" if counts[kind] else "[]\n")
+    return [kind for kind in IOU_TYPES if kind == "bbox" or counts[kind]]
 
 
-def _coco_results(coco_image_id: int, found: Annotations) -> Iterator[dict[str, Any]]:
+def _coco_results(coco_image_id: int, found: Annotations) -> Iterator[tuple[IouType, dict[str, Any]]]:
     assert found.scores is not None, "a prediction set has scores"
     for i in range(len(found)):
-        result: dict[str, Any] = {
-            "image_id": coco_image_id,
-            "category_id": int(found.category_ids[i]),
-            "bbox": found.boxes_xywh[i].tolist(),
-            "score": float(found.scores[i]),
-        }
+        where = {"image_id": coco_image_id, "category_id": int(found.category_ids[i])}
+        score = {"score": float(found.scores[i])}
         rle, keypoints = found.rles[i], found.keypoints[i]
+        yield "bbox", {**where, "bbox": found.boxes_xywh[i].tolist(), **score}
         if rle is not None:
-            result["segmentation"] = _rle_json(rle)
+            yield "segm", {**where, "segmentation": _rle_json(rle), **score}
         if keypoints is not None:
-            result["keypoints"] = keypoints.reshape(-1).tolist()
-        yield result
+            yield "keypoints", {**where, "keypoints": keypoints.reshape(-1).tolist(), **score}
 
 
 def _rle_json(rle: Rle) -> dict[str, Any]:

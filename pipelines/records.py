@@ -209,6 +209,29 @@ class LabelMap:
                 pairs.append((i, index[mirror]))
         return tuple(pairs)
 
+    def keypoint_flip(self) -> tuple[int, ...]:
+        """The index that each of K keypoints takes in a mirror image: what a network of keypoints is made for.
+
+        Raises:
+            ValueError: no category has keypoints, or several have others than the first.
+        """
+        flips = {}
+        for label, category in enumerate(self.categories):
+            if category.keypoints:
+                order = list(range(len(category.keypoints)))
+                for left, right in self.flip_pairs(label):
+                    order[left], order[right] = right, left
+                flips[category.name] = tuple(order)
+        if not flips:
+            raise ValueError("no category has keypoints; give a dataset whose categories name them")
+        if len(set(flips.values())) > 1:
+            told = ", ".join(f"{name!r} ({len(flip)})" for name, flip in flips.items())
+            raise ValueError(
+                f"categories {told} have keypoints of different kinds; a network learns those of one kind, so leave "
+                "the other categories out"
+            )
+        return next(iter(flips.values()))
+
     def to_json(self) -> list[dict[str, Any]]:
         return [
             {

@@ -270,4 +270,4 @@ def _write_refusals(source: LabelInput, plan: LabelPlan) -> None:
 def _results(config: LabelConfig, made: DatasetVersion) -> str | None:
     if config.coco_results is None:
         return None
-    return to_coco_results(open_predictions(made.reference), config.coco_results, config.splits)
+    return to_coco_results(open_predictions(made.reference), config.coco_results, config.splits)["bbox"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,9 +77,9 @@ def prediction_rows(failed: int = 4) -> list[LabelRow]:
     ]
 
 
-def commit(dataset: str, plan_id: str = "plan"):
+def commit(dataset: str, plan_id: str = "plan", rows: list[LabelRow] | None = None):
     opened = open_dataset(dataset)
-    store, rows = Store.open(opened.uri), prediction_rows()
+    store, rows = Store.open(opened.uri), rows or prediction_rows()
     stem = shard_stem(opened.shards[0].image_path)
     # Two tasks of one image shard: the reader takes any number of label files for it.
     files = [write_predictions(store, "pred-x", stem, part) for part in (rows[:3], rows[3:])]
@@ -132,9 +134,9 @@ def test_a_prediction_set_is_a_dataset(dataset):
 
 def test_coco_results_are_the_predictions(dataset, tmp_path):
     predictions = open_predictions(commit(dataset).reference)
-    uri = to_coco_results(predictions, str(tmp_path / "sub" / "results.json"))
+    uris = to_coco_results(predictions, str(tmp_path / "sub" / "results.json"))
     results = json.loads((tmp_path / "sub" / "results.json").read_text())
-    assert uri == str(tmp_path / "sub" / "results.json")
+    assert uris == {"bbox": str(tmp_path / "sub" / "results.json")}
     expected = [
         {"image_id": coco_id, "category_id": int(c), "bbox": box.tolist(), "score": float(s)}
         for _, coco_id, _, _, a in predictions.annotations()
@@ -145,20 +147,35 @@ def test_coco_results_are_the_predictions(dataset, tmp_path):
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
 
-def test_coco_results_carry_masks_and_keypoints(tmp_path):
-    from dataclasses import replace
-
-    from pipelines.predictions import _coco_results
-
-    keypoints = np.array([[1.0, 2.0, 0.5], [3.0, 4.0, 0.25]])
-    found = replace(
-        Annotations.from_boxes(np.ones((1, 4)), np.array([7]), scores=np.array([0.5])),
-        rles=(Rle(size=(5, 6), counts="abc"),),
-        keypoints=(keypoints,),
-    )
-    (result,) = _coco_results(3, found)
-    assert result["segmentation"] == {"size": [5, 6], "counts": "abc"}
-    assert result["keypoints"] == [1.0, 2.0, 0.5, 3.0, 4.0, 0.25]
+def test_masks_and_keypoints_have_results_files_of_their_own(dataset, tmp_path):
+    """As ``loadRes`` wants them: with a box beside it, a mask would count as of the box's size."""
+    rows = prediction_rows()
+    number = next(i for i, row in enumerate(rows) if row.annotations is not None and len(row.annotations) > 1)
+    found = rows[number].annotations
+    rest = (None,) * (len(found) - 1)
+    rle, keypoints = Rle(size=(5, 6), counts="abc"), np.array([[1.0, 2.0, 2.0], [3.0, 4.0, 2.0]])
+    rows[number] = replace(rows[number], annotations=replace(found, rles=(rle, *rest), keypoints=(*rest, keypoints)))
+    predictions = open_predictions(commit(dataset, rows=rows).reference)
+    written = to_coco_results(predictions, str(tmp_path / "results.json"))
+    assert {kind: Path(uri).name for kind, uri in written.items()} == {
+        "bbox": "results.json",
+        "segm": "results.segm.json",
+        "keypoints": "results.keypoints.json",
+    }
+    (mask,), (pose,) = (json.loads(Path(written[kind]).read_text()) for kind in ("segm", "keypoints"))
+    image_id, first, last = rows[number].coco_image_id, 0, len(found) - 1
+    assert mask == {
+        "image_id": image_id,
+        "category_id": int(found.category_ids[first]),
+        "segmentation": {"size": [5, 6], "counts": "abc"},
+        "score": float(found.scores[first]),
+    }
+    assert pose == {
+        "image_id": image_id,
+        "category_id": int(found.category_ids[last]),
+        "keypoints": [1.0, 2.0, 2.0, 3.0, 4.0, 2.0],
+        "score": float(found.scores[last]),
+    }
 
 
 def test_equal_rows_make_equal_files(tmp_path):

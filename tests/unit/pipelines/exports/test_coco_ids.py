@@ -41,7 +41,7 @@ def test_results_and_export_agree_where_splits_clash(clashing, tmp_path):
     exported = export_coco(clashing, str(tmp_path / "out"))
     for split in ("train", "val"):
         document = json.loads(Path(exported.files[split]).read_text())
-        uri = to_coco_results(predictions, str(tmp_path / f"{split}.json"), splits=[split])
+        uri = to_coco_results(predictions, str(tmp_path / f"{split}.json"), splits=[split])["bbox"]
         results = json.loads(Path(uri).read_text())
         assert {image["id"] for image in document["images"]} == {1, 2, 3}
         assert {result["image_id"] for result in results} == {1, 2, 3}
