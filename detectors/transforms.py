@@ -9,7 +9,7 @@ state gives the same result in any thread of any process.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,9 +19,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detectors.structures import Target
+from detectors.transforms_copy_paste import choose_objects, paste_objects
+from detectors.transforms_rotation import rotate
+from detectors.transforms_view import keep_visible, move, select
 
 FlipPairs = Sequence[Sequence[tuple[int, int]]]
 """For each label the pairs of keypoint indices that a mirror image swaps."""
+
+Donor = Callable[[], tuple[Tensor, Target]]
+"""Another image, (3, H, W) uint8, with its objects."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 # ITU-R BT.601: rows are Y, I and Q; a turn in the I-Q plane is a change of hue that keeps the brightness.
@@ -38,7 +44,10 @@ class Augmentation:
         resize: ``stretch`` makes every result size x size instead; see ``Preprocessing.resize``.
         horizontal_flip, vertical_flip: probabilities in [0, 1].
         scale: (low, high) zoom, drawn log-uniformly; above 1 a random crop is enlarged, below 1 the whole image is
-            shrunk and placed at random on ``fill``. (1, 1) leaves the geometry alone.
+            shrunk and placed at random on ``fill``. (1, 1) leaves the geometry alone, (0.1, 2) is the large-scale
+            jitter of Ghiasi et al. 2020, 2012.07177.
+        rotation: a turn in degrees drawn from [-x, x], 0 to 45; a few are best, see ``rotate``.
+        copy_paste: probability that objects of another image are pasted over this one, see ``paste_objects``.
         brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x]; 0 is none.
         hue: a turn of the colour circle drawn from [-x, x], 0.5 is half of it.
         min_visible: an object with less than this part of its box left in view is removed.
@@ -51,6 +60,8 @@ class Augmentation:
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    rotation: float = 0.0
+    copy_paste: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -63,16 +74,30 @@ class Augmentation:
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale {self.scale} must be (low, high) with 0 < low <= high, such as (0.7, 1.4)")
-        for name in ("horizontal_flip", "vertical_flip", "min_visible"):
+        for name in ("horizontal_flip", "vertical_flip", "copy_paste", "min_visible"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in 0..1")
-        for name, limit in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+        for name, limit in (
+            ("brightness", 1.0),
+            ("contrast", 1.0),
+            ("saturation", 1.0),
+            ("hue", 0.5),
+            ("rotation", 45.0),
+        ):
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in 0..{limit}")
         if self.resize not in ("fit", "stretch"):
             raise ValueError(f"resize={self.resize!r} is not known; choose fit or stretch")
         if self.size < 1:
             raise ValueError(f"size={self.size} must be at least one pixel")
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether targets should have their masks whatever a detector learns.
+
+        Objects are pasted by their masks, and a turned object's box is exact with its mask alone.
+        """
+        return self.copy_paste > 0 or self.rotation > 0
 
 
 def augment(
@@ -82,22 +107,53 @@ def augment(
     rng: np.random.Generator,
     *,
     flip_pairs: FlipPairs = (),
+    donor: Donor | None = None,
 ) -> tuple[Tensor, Target]:
     """One random variation of an image with its objects.
 
     Args:
         image: (3, H, W) uint8.
-        target: in pixels of ``image``; masks, where given, are (N, H, W).
+        target: in pixels of ``image``; masks, where given, are (N, H, W). ``augmentation.needs_masks`` says whether
+            they are wanted here, whatever the detector learns.
         augmentation: what to vary and how far.
-        rng: consumed by the same number of draws whatever the image.
+        rng: consumed by the same number of draws whatever the image, and by more where another one is pasted.
         flip_pairs: keypoint swaps by label; empty where there are no keypoints.
+        donor: gives another image of the same dataset with its objects, to paste some of them; it is called, once
+            at most, where the die says so.
     Returns:
         The (3, h, w) uint8 image with max(h, w) == augmentation.size, and the objects still in view.
+    Raises:
+        ValueError: ``augmentation.copy_paste`` is above 0 and there is no donor, or a target has no masks.
     """
+    if augmentation.copy_paste > 0 and donor is None:
+        raise ValueError(f"copy_paste={augmentation.copy_paste} needs a donor of other images; give one, or 0")
+    image, target = _vary(image, target, augmentation, rng, flip_pairs)
+    if donor is None or rng.random() >= augmentation.copy_paste:
+        return image, target
+    other, objects = _vary(*donor(), augmentation, rng, flip_pairs)
+    chosen = choose_objects(objects, rng)
+    return paste_objects(
+        image,
+        target,
+        other,
+        select(objects, chosen),
+        place=(rng.random(), rng.random()),
+        min_visible=augmentation.min_visible,
+        min_size=augmentation.min_size,
+    )
+
+
+def _vary(
+    image: Tensor, target: Target, augmentation: Augmentation, rng: np.random.Generator, flip_pairs: FlipPairs
+) -> tuple[Tensor, Target]:
+    # Always all draws, so that switching one variation off leaves the others as they were; new ones come last.
+    chance = rng.random(10)
+    if augmentation.rotation > 0:
+        degrees = augmentation.rotation * (2 * chance[9] - 1)
+        image, target = rotate(image, target, degrees, fill=augmentation.fill)
     size = (augmentation.size, augmentation.size)
     if augmentation.resize == "fit":
         size = fit_size(image.shape[1], image.shape[2], augmentation.size)
-    chance = rng.random(9)  # Always all draws, so that switching one variation off leaves the others as they were.
     low, high = augmentation.scale
     zoom = low * (high / low) ** chance[0]
     image, target = zoom_and_place(
@@ -107,7 +163,7 @@ def augment(
         image, target = flip_horizontally(image, target, flip_pairs)
     if chance[4] < augmentation.vertical_flip:
         image, target = flip_vertically(image, target, flip_pairs)
-    brightness, contrast, saturation, hue = 2 * chance[5:] - 1
+    brightness, contrast, saturation, hue = 2 * chance[5:9] - 1
     image = shift_colours(
         image,
         brightness=1 + augmentation.brightness * brightness,
@@ -135,7 +191,7 @@ def resize(image: Tensor, target: Target, size: int) -> tuple[Tensor, Target]:
     """Resizes so that the longer side is ``size``; (3, H, W) uint8 in and out."""
     height, width = fit_size(image.shape[1], image.shape[2], size)
     scale_x, scale_y = width / image.shape[2], height / image.shape[1]
-    target = _move(target, scale_x, scale_y, 0.0, 0.0)
+    target = move(target, scale_x, scale_y, 0.0, 0.0)
     if target.masks is not None:
         target = replace(target, masks=_resize_masks(target.masks, height, width))
     return _resize_pixels(image, height, width), target
@@ -169,7 +225,7 @@ def zoom_and_place(
         top = int(place[1] * (image.shape[1] - crop_h + 1 - 1e-9))
         scale_x, scale_y = width / crop_w, height / crop_h
         view = (slice(top, top + crop_h), slice(left, left + crop_w))
-        target = _move(target, scale_x, scale_y, -left * scale_x, -top * scale_y)
+        target = move(target, scale_x, scale_y, -left * scale_x, -top * scale_y)
         if target.masks is not None:
             target = replace(target, masks=_resize_masks(target.masks[:, *view], height, width))
         return _resize_pixels(image[:, *view], height, width), target
@@ -180,7 +236,7 @@ def zoom_and_place(
     canvas = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, height, width)
     inside = (slice(top, top + small_h), slice(left, left + small_w))
     canvas[:, *inside] = _resize_pixels(image, small_h, small_w)
-    target = _move(target, small_w / image.shape[2], small_h / image.shape[1], float(left), float(top))
+    target = move(target, small_w / image.shape[2], small_h / image.shape[1], float(left), float(top))
     if target.masks is not None:
         masks = target.masks.new_zeros((len(target), height, width))
         masks[:, *inside] = _resize_masks(target.masks, small_h, small_w)
@@ -237,48 +293,6 @@ def shift_colours(
     return changed.round_().clamp_(0, 255).to(torch.uint8).view(image.shape)
 
 
-def keep_visible(target: Target, *, height: int, width: int, min_visible: float, min_size: float) -> Target:
-    """Clips boxes to the image and removes what is no longer seen, with its mask, keypoints and flags.
-
-    Keypoints outside the image become unlabelled.
-    """
-    limits = torch.tensor([width, height, width, height], dtype=target.boxes.dtype)
-    clipped = torch.minimum(target.boxes.clamp(min=0), limits)
-    sides = (clipped[:, 2:] - clipped[:, :2]).clamp(min=0)
-    whole = (target.boxes[:, 2:] - target.boxes[:, :2]).clamp(min=0).prod(dim=1)
-    visible = sides.prod(dim=1) >= min_visible * whole
-    # A crowd region is no object: whatever part of it is left must still not count as background.
-    keep = (sides >= min_size).all(dim=1) & (visible | target.iscrowd)
-    keypoints = target.keypoints
-    if keypoints is not None:
-        x, y = keypoints[..., 0], keypoints[..., 1]
-        seen = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (keypoints[..., 2] > 0)
-        keypoints = torch.where(seen[..., None], keypoints, torch.zeros_like(keypoints))
-    return select(replace(target, boxes=clipped, keypoints=keypoints), keep)
-
-
-def select(target: Target, keep: Tensor) -> Target:
-    """The objects that ``keep``, (N,) bool or indices, names; every field alike."""
-    return Target(
-        boxes=target.boxes[keep],
-        labels=target.labels[keep],
-        iscrowd=target.iscrowd[keep],
-        masks=None if target.masks is None else target.masks[keep],
-        keypoints=None if target.keypoints is None else target.keypoints[keep],
-        mask_valid=None if target.mask_valid is None else target.mask_valid[keep],
-    )
-
-
-def _move(target: Target, scale_x: float, scale_y: float, shift_x: float, shift_y: float) -> Target:
-    scale = torch.tensor([scale_x, scale_y], dtype=target.boxes.dtype)
-    shift = torch.tensor([shift_x, shift_y], dtype=target.boxes.dtype)
-    boxes = target.boxes * scale.repeat(2) + shift.repeat(2)
-    keypoints = target.keypoints
-    if keypoints is not None:
-        keypoints = torch.cat([keypoints[..., :2] * scale + shift, keypoints[..., 2:]], dim=-1)
-    return replace(target, boxes=boxes, keypoints=keypoints)
-
-
 def _mirror_keypoints(target: Target, flip_pairs: FlipPairs, *, axis: int, length: int) -> Tensor | None:
     if target.keypoints is None:
         return None
@@ -297,7 +311,10 @@ def _resize_pixels(image: Tensor, height: int, width: int) -> Tensor:
     if image.shape[1:] == (height, width):
         return image.contiguous()
     # Antialiased: without it small objects of a much reduced image come and go with their place on the grid.
-    return interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
+    # Torch's kernel for bytes fails on a result of one pixel.
+    pixels = image[None].float() if height == width == 1 else image[None]
+    resized = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)[0]
+    return resized if resized.dtype == torch.uint8 else resized.round_().to(torch.uint8)
 
 
 def _resize_masks(masks: Tensor, height: int, width: int) -> Tensor:
