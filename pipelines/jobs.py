@@ -1,7 +1,8 @@
 """Resumable work: a plan cut into tasks, and one receipt a task.
 
-``DATASET/_jobs/<plan_id>/plan.parquet`` has one row group a task; ``done/<task>.json`` is a task's receipt, created
-exclusively. The first receipt wins: retries, speculative copies and workers thought dead do no harm.
+``DATASET/_jobs/<plan_id>/plan.parquet`` has the tasks' rows one after the other, and in its metadata how many each has;
+``done/<task>.json`` is a task's receipt, created exclusively. The first receipt wins: retries, speculative copies and
+workers thought dead do no harm.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,15 +20,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.ledger import Ledger
 from pipelines.shards import ShardFile
 from pipelines.storage import Store
 
 _PLAN = "plan.parquet"
 _METADATA_KEY = b"boxmill"
+_TASKS_KEY = b"boxmill.tasks"  # rows of each task; plans without it have one row group a task
+_GROUP_ROWS = 1024  # a row group holds whole tasks: of one each, the footer of 100,000 tasks would be 100 MB
 _READERS = 16
 
 
@@ -110,7 +116,7 @@ class Job:
         return self.store.exists(_PLAN)
 
     def save_plan(self, tasks: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, Any]) -> Plan:
-        """Write the plan, one table a task; memory holds one task at a time.
+        """Write the plan, one table a task; memory holds about a thousand rows, or one task, at a time.
 
         The plan is a function of its id, so writing it twice changes nothing.
 
@@ -119,22 +125,23 @@ class Job:
             schema: of the tables.
             metadata: see ``Plan``; evaluated after the last task, so its values may be filled while tasks are drawn.
         """
+        rows: list[int] = []
         with tempfile.TemporaryDirectory(prefix="boxmill-plan-") as folder:
             local = Path(folder) / _PLAN
             with pq.ParquetWriter(local, schema, compression="zstd") as writer:
-                for table in tasks:
-                    writer.write_table(table, row_group_size=max(1, table.num_rows))
-                writer.add_key_value_metadata({_METADATA_KEY.decode(): json.dumps(dict(metadata))})
+                for group in _row_groups(tasks, rows):
+                    writer.write_table(group, row_group_size=max(1, group.num_rows))
+                told = {_METADATA_KEY: json.dumps(dict(metadata)), _TASKS_KEY: json.dumps(rows)}
+                writer.add_key_value_metadata({key.decode(): value for key, value in told.items()})
             self.store.upload(local, _PLAN)
         return self.plan()
 
     def plan(self) -> Plan:
         """Raises FileNotFoundError where no plan was saved."""
-        footer = self._footer
         return Plan(
             plan_id=self.plan_id,
-            num_tasks=footer.num_row_groups,
-            metadata=json.loads((footer.metadata or {})[_METADATA_KEY]),
+            num_tasks=len(self.task_rows()),
+            metadata=json.loads((self._footer.metadata or {})[_METADATA_KEY]),
         )
 
     @cached_property
@@ -144,12 +151,28 @@ class Job:
 
     def task_rows(self) -> list[int]:
         """How many rows each task has."""
+        return np.diff(self._starts).tolist()
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """(tasks + 1,) the first row of each task, and the end."""
+        told = (self._footer.metadata or {}).get(_TASKS_KEY)
+        return _sums(self._group_rows if told is None else json.loads(told))
+
+    @cached_property
+    def _group_rows(self) -> list[int]:
         return [self._footer.row_group(i).num_rows for i in range(self._footer.num_row_groups)]
 
     def read_task(self, task_id: int) -> pa.Table:
-        """The rows of one task; nothing else of the plan is read."""
+        """The rows of one task; of the plan only the row group that holds them is read."""
+        first, last = self._starts[task_id : task_id + 2].tolist()
+        if first == last:
+            return self._footer.schema.to_arrow_schema().empty_table()
+        groups = _sums(self._group_rows)
+        group = int(np.searchsorted(groups, first, side="right")) - 1
         with self.store.open_arrow(_PLAN) as stream:
-            return pq.ParquetFile(stream, metadata=self._footer, pre_buffer=True).read_row_group(task_id)
+            read = pq.ParquetFile(stream, metadata=self._footer, pre_buffer=True).read_row_group(group)
+        return read.slice(first - int(groups[group]), last - first)
 
     def read_column(self, name: str) -> list[Any]:
         """One column of all tasks."""
@@ -168,15 +191,31 @@ class Job:
 
     def receipts(self) -> list[Receipt]:
         """All receipts, by task."""
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self.receipt, self.done()))
+        return list(self.each_receipt())
 
     def each_receipt(self) -> Iterator[Receipt]:
         """All receipts, by task, a few in memory at a time."""
+        if self.store.is_local:  # a file of some kilobytes: handing it to a thread costs more than reading it
+            yield from map(self.receipt, self.done())
+            return
         tasks = iter(self.done())
         with ThreadPoolExecutor(_READERS) as pool:
-            while window := list(islice(tasks, _READERS)):
-                yield from pool.map(self.receipt, window)
+            reading = deque(pool.submit(self.receipt, task) for task in islice(tasks, 2 * _READERS))
+            while reading:
+                yield reading.popleft().result()
+                reading.extend(pool.submit(self.receipt, task) for task in islice(tasks, 1))
+
+    def totals(self) -> tuple[list[ShardFile], Ledger]:
+        """The files and the ledger of all receipts, in task order; a few receipts are in memory at a time.
+
+        Their ``ledger`` must be ``Ledger.to_json``.
+        """
+        files: list[ShardFile] = []
+        ledger = Ledger()
+        for receipt in self.each_receipt():
+            files += receipt.files
+            ledger.merge(Ledger.from_json(receipt.ledger))
+        return files, ledger
 
     def forget(self, image_ids: Collection[str]) -> None:
         """Take some images' rows and ledger entries out of a finished plan; counts stay. Nobody needs the rows then.
@@ -199,7 +238,7 @@ class Job:
         if not told and set(image_ids).isdisjoint(self.read_column("image_id")):
             return
         gone = pa.array(list(image_ids), pa.string())
-        # A task without rows keeps its row group: their number is the number of tasks.
+        # A task without rows stays a task: their number is not changed.
         tasks = (self.read_task(i) for i in range(plan.num_tasks))
         kept = (task.filter(pc.invert(pc.is_in(task["image_id"], value_set=gone))) for task in tasks)
         Job(self.dataset_uri, self.plan_id).save_plan(kept, self._footer.schema.to_arrow_schema(), metadata)
@@ -213,6 +252,25 @@ class Job:
         """Numbers of the tasks without a receipt, ascending."""
         total = self.plan().num_tasks if num_tasks is None else num_tasks
         return sorted(set(range(total)) - set(self.done()))
+
+
+def _row_groups(tasks: Iterable[pa.Table], rows: list[int]) -> Iterator[pa.Table]:
+    """Whole tasks together in tables of about ``_GROUP_ROWS`` rows; ``rows`` is told how many each task has."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for task in tasks:
+        rows.append(task.num_rows)
+        if waiting and count + task.num_rows > _GROUP_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting, count = [], 0
+        waiting.append(task)
+        count += task.num_rows
+    if count:
+        yield pa.concat_tables(waiting)
+
+
+def _sums(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def _forget_entries(ledger: dict[str, Any], image_ids: Collection[str]) -> bool:

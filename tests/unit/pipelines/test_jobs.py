@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.jobs import Job, Receipt, files_of, make_plan_id
+from pipelines.ledger import Ledger
 from pipelines.planning import cut_tasks, items_from_arrow, items_to_arrow
 from pipelines.shards import ShardFile
 from pipelines.sources import SourceItem
@@ -29,6 +32,43 @@ def test_a_task_reads_its_own_rows(tmp_path: Path) -> None:
     assert again.plan() == plan
     assert again.read_task(2)["n"].to_pylist() == [2, 2, 2]
     assert again.read_column("n") == [0, 1, 1, 2, 2, 2]
+
+
+def test_many_small_tasks_share_row_groups_and_are_read_one_by_one(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "p")
+    sizes = [3, 0, 700, 400, 1, 2000, 0, 5, 1024, 0]
+    tables = [pa.table({"n": [task] * size}, schema=SCHEMA) for task, size in enumerate(sizes)]
+    plan = job.save_plan(iter(tables), SCHEMA, {})
+    assert plan.num_tasks == len(sizes) and job.task_rows() == sizes
+    for task, table in enumerate(tables):
+        assert job.read_task(task).equals(table), task
+    footer = pq.read_metadata(tmp_path / "_jobs" / "p" / "plan.parquet")
+    # 3 + 0 + 700 | 400 + 1 | 2000 + 0 | 5 | 1024 + 0: whole tasks, at most 1,024 rows unless one has more.
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [703, 401, 2000, 5, 1024]
+
+
+def test_a_plan_of_one_row_group_a_task_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    """As plans were written before tasks shared row groups: a run that began then goes on."""
+    path = tmp_path / "_jobs" / "p" / "plan.parquet"
+    path.parent.mkdir(parents=True)
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for task, size in enumerate([2, 1, 3]):
+            writer.write_table(pa.table({"n": [task] * size}, schema=SCHEMA), row_group_size=size)
+        writer.add_key_value_metadata({"boxmill": '{"k": 1}'})
+    job = Job(str(tmp_path), "p")
+    assert job.plan().num_tasks == 3 and job.task_rows() == [2, 1, 3] and job.plan().metadata == {"k": 1}
+    assert [job.read_task(task)["n"].to_pylist() for task in range(3)] == [[0, 0], [1], [2, 2, 2]]
+
+
+def test_totals_are_the_sum_of_all_receipts_in_task_order(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "p")
+    for task in (7, 0, 40):
+        ledger = Ledger()
+        ledger.imported("image", task + 1)
+        job.finish(task, replace(_receipt(task, f"of-{task}"), ledger=ledger.to_json()))
+    files, ledger = job.totals()
+    assert [file.path for file in files] == [f"labels/gt/of-{task}.parquet" for task in (0, 7, 40)]
+    assert ledger.kept("image") == 1 + 8 + 41
 
 
 def test_the_first_receipt_wins(tmp_path: Path) -> None:
