@@ -6,11 +6,12 @@ in threads while the network computes.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 _INDEX_COLUMNS = ("image_id", "row_group", "split", "objects.id")
 _LABEL_READERS = 16
+_DONORS = 64  # images to each side, among which one to paste objects of is chosen
 WINDOW = 4
 """Row groups whose images are mixed: more is nearer a perfect shuffle, and as many must fit into memory."""
 
@@ -183,6 +185,7 @@ def training_batches(
     label_map: LabelMap,
     augmentation: Augmentation,
     seed: Sequence[int],
+    needs: Collection[str] = (),
     threads: int = 1,
     ahead: int = 3,
 ) -> Iterator[list[Sample]]:
@@ -191,20 +194,46 @@ def training_batches(
     Args:
         plan: of ``epoch_plan``.
         seed: with the step and the place in the batch it decides each augmentation, whatever thread does it.
+        needs: the detector's, see ``Detector.needs``.
     """
     flip_pairs = [label_map.flip_pairs(label) for label in range(len(label_map))]
+    decoded = {*needs, "masks"} if augmentation.needs_masks else needs
+    # More pixels than these no augmentation enlarges.
+    longest = math.ceil(augmentation.size * max(1.0, augmentation.scale[1]))
+    order = plan.reshape(-1, 2)
+
+    def read(place: NDArray[np.int64]) -> tuple[ImageRecord, Tensor, Target]:
+        record = reader.record(int(place[0]), int(place[1]))
+        return record, *to_image_and_target(record, label_map, needs=decoded, longest=longest)
 
     def prepare(step: int) -> list[Sample]:
         batch = []
-        for slot, (group, place) in enumerate(plan[step]):
-            record = reader.record(int(group), int(place))
+        for slot, place in enumerate(plan[step]):
             rng = np.random.default_rng([*seed, step, slot])
-            image, target = to_image_and_target(record, label_map)
-            image, target = augment(image, target, augmentation, rng, flip_pairs=flip_pairs)
-            batch.append(Sample(image_id=record.image_id, image=image, target=target))
+            near = _near(step * plan.shape[1] + slot, len(order))
+            record, image, target = read(place)
+            image, target = augment(
+                image,
+                target,
+                augmentation,
+                rng,
+                flip_pairs=flip_pairs,
+                donor=lambda near=near, rng=rng: read(order[rng.integers(*near)])[1:],
+            )
+            batch.append(Sample(image_id=record.image_id, image=image, target=_without_unused(target, needs)))
         return batch
 
     return _ahead(prepare, len(plan), threads=threads, ahead=ahead)
+
+
+def _near(place: int, count: int) -> tuple[int, int]:
+    """First and end of the places around one in an epoch's order: their row groups are likely in memory."""
+    return max(0, place - _DONORS), min(count, place + _DONORS)
+
+
+def _without_unused(target: Target, needs: Collection[str]) -> Target:
+    """Without the masks that only the augmentation wanted."""
+    return target if "masks" in needs else replace(target, masks=None, mask_valid=None)
 
 
 def evaluation_batches(

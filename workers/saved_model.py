@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from detectors import Detector, save
-from pipelines.metrics.coco import STAT_NAMES
 from pipelines.storage import redact
 from workers.models import describe_model, put_model
 from workers.software import software_versions
 from workers.train_config import ModelRef, TrainJob
+from workers.validation import metric_names
 
 _ADDRESSES = ("dataset", "out", "init_from", "pretrained", "pretrained_backbone")
 _PACKAGES = ("boxmill", "torch", "torchvision", "timm", "ray", "numpy")
@@ -36,7 +36,7 @@ def save_trained(detector: Detector, job: TrainJob, history: Sequence[dict[str, 
         "dataset": {"reference": redact(job.reference), "digest": job.dataset_digest},
         "config": {k: redact(v) if k in _ADDRESSES and v else v for k, v in job.config.to_json().items()},
         "loaded_weights": job.loaded_weights,
-        "metrics": {name: validated[-1][name] for name in STAT_NAMES} if validated else {},
+        "metrics": {name: validated[-1][name] for name in metric_names() if validated and name in validated[-1]},
         "history": list(history),
         "seconds": round(sum(entry["seconds"] for entry in history), 3),
         "versions": software_versions(*_PACKAGES),

@@ -17,6 +17,7 @@ from pipelines.versions import Dataset, open_dataset
 from workers.cluster import ray_session
 from workers.initial_weights import find_start, load_start, order_of_classes
 from workers.loader import steps_per_epoch
+from workers.needed_truth import check_truth, options_of_truth
 from workers.progress import Progress, ProgressBoard
 from workers.saved_model import read_trained
 from workers.train_config import AugmentConfig, ModelRef, TrainConfig, TrainJob
@@ -90,6 +91,11 @@ def prepare(config: TrainConfig, dataset: Dataset) -> TrainJob:
     # a cluster starts.
     Augmentation(size=config.image_size, **asdict(config.augment))
     detector = detectors.create(name, num_classes=len(label_map), **options)
+    of_truth = options_of_truth(detector, label_map, config.detector_options)
+    if of_truth:
+        detector = detectors.create(name, num_classes=len(label_map), **{**options, **of_truth})
+    for note in check_truth(config, dataset, name, detector.needs):
+        log.warning("%s", note)
     load_start(detector, start, label_map.names)
     spec = detector.spec
     config = replace(

@@ -21,6 +21,11 @@ _EXECUTION = {
     "use_gpu",
 }
 _INPUTS = {"dataset", "init_from", "pretrained", "pretrained_backbone"}
+# Runs from before there was a choice keep their digests, and so their checkpoints.
+_AUGMENT_SINCE = {"rotation": 0.0, "copy_paste": 0.0}
+
+VALIDATED = ("AP", "AP50", "AP75", "segm_AP", "segm_AP50", "keypoints_AP", "keypoints_AP50")
+"""What of a validation is told while a run goes on: of boxes, and of masks and keypoints where they are learnt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +34,10 @@ class AugmentConfig:
 
     Attributes:
         horizontal_flip, vertical_flip: probabilities, 0 to 1.
-        scale: (low, high) zoom; above 1 a crop is enlarged, below 1 the image is shrunk and padded.
+        scale: (low, high) zoom; above 1 a crop is enlarged, below 1 the image is shrunk and padded. (0.1, 2) is
+            large-scale jitter.
+        rotation: a turn in degrees drawn from [-x, x], 0 to 45; a few are best where objects have no masks.
+        copy_paste: probability that objects of another image are pasted over this one by their masks, 0 to 1.
         brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x]; 0 is none.
         hue: a turn of the colour circle drawn from [-x, x]; 0.5 is half of it.
         min_visible: objects with a smaller part of their box left in view are removed, 0 to 1.
@@ -38,6 +46,8 @@ class AugmentConfig:
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     scale: tuple[float, float] = (0.7, 1.5)
+    rotation: float = 0.0
+    copy_paste: float = 0.0
     brightness: float = 0.2
     contrast: float = 0.2
     saturation: float = 0.2
@@ -166,6 +176,7 @@ class TrainConfig:
     def job_digest(self, **inputs: str) -> str:
         """sha256 of what decides the result: these settings and the digests of the inputs."""
         settings = {k: v for k, v in self.to_json().items() if k not in _EXECUTION | _INPUTS}
+        settings["augment"] = {k: v for k, v in settings["augment"].items() if _AUGMENT_SINCE.get(k) != v}
         text = json.dumps({"settings": settings, "inputs": inputs}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -207,9 +218,10 @@ class ModelRef:
     Attributes:
         uri: its directory.
         digest: sha256 of its contents, hex.
-        metrics: of the last validation (``AP``, ``AP50``, ...), empty where there was none.
+        metrics: of the last validation (``AP``, ``AP50``, ...; ``segm_AP``, ``keypoints_AP``, ... of masks and
+            keypoints where the detector gives them), empty where there was none.
         history: one entry an epoch: ``epoch`` (from 1), ``loss``, ``loss_<name>``, ``lr``, ``grad_norm``, ``seconds``
-            and, after epochs that were validated, the twelve COCO numbers.
+            and, after epochs that were validated, what ``metrics`` says.
         seconds: of all epochs, those before a resume included.
         loaded_weights: what it started from and what of that was used, see
             ``detectors.checkpoint.summarise_report``; None is random.

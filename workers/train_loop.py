@@ -110,6 +110,7 @@ def train_worker(loop: dict[str, Any]) -> None:
             label_map=label_map,
             augmentation=augmentation(config, state.detector),
             seed=(config.seed, state.epoch, rank),
+            needs=state.detector.needs,
             threads=max(1, job.cpus_per_worker // 2),
         )
         numbers = train_epoch(model, state, batches, len(plan), config, rank, board)

@@ -18,6 +18,7 @@ from flows.cli.options import (
     run_flow,
     spread,
 )
+from workers.train_config import VALIDATED
 
 TRAIN_HELP = """Train a detector on a dataset. The same command again resumes.
 
@@ -91,7 +92,7 @@ def train(
     if console.mode.json:
         console.write_json(model)
         return
-    numbers = {name: model["metrics"][name] for name in ("AP", "AP50", "AP75") if name in model["metrics"]}
+    numbers = {name: model["metrics"][name] for name in VALIDATED if name in model["metrics"]}
     rows = {"uri": model["uri"], "digest": model["digest"], "minutes": model["seconds"] / 60, **numbers}
     console.show("Model", rows | weights_for_people(model["loaded_weights"]))
 

@@ -173,10 +173,10 @@ def test_an_unreadable_image_stops_the_iteration_with_its_name_and_no_thread_sta
     groups = list_row_groups(dataset, "train")
     original = loader.to_image_and_target
 
-    def decode(record, label_map):
+    def decode(record, label_map, **options):
         if record.image_id == "train/3":
             raise ValueError("train/3 cannot be decoded")
-        return original(record, label_map)
+        return original(record, label_map, **options)
 
     monkeypatch.setattr(loader, "to_image_and_target", decode)
     with pytest.raises(ValueError, match="train/3 cannot be decoded"):

@@ -46,3 +46,9 @@ def test_the_digest_is_of_what_decides_the_result():
     assert base == config(dataset="moved").job_digest(dataset="a")
     assert base != config().job_digest(dataset="b")
     assert base != config(augment=AugmentConfig(hue=0.3)).job_digest(dataset="a")
+
+
+def test_augmentation_that_came_later_leaves_the_digests_of_older_runs():
+    assert config().job_digest(dataset="a") == "20197637c440bfb74b0d9e638c79ab644edb5ba3419523ea6c7d406ce1878a7e"
+    for augment in (AugmentConfig(rotation=5.0), AugmentConfig(copy_paste=0.5)):
+        assert config(augment=augment).job_digest(dataset="a") != config().job_digest(dataset="a")
