@@ -1,13 +1,94 @@
-"""Masks and keypoints of one object that was detected more than once.
+"""Several detections of one object made one: whole predictions of an image by fusion, masks and keypoints.
 
-Shape legend: N detections of the object, M x M cells of a mask's crop, K keypoints.
+Shape legend: N detections of an object, M x M cells of a mask's crop, K keypoints.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from detectors.fusion import IOU_THRESHOLD, fuse_boxes
+from detectors.structures import Prediction
+
+
+def fuse_predictions(
+    predictions: Sequence[Prediction],
+    *,
+    weights: Sequence[float] | None = None,
+    iou_threshold: float = IOU_THRESHOLD,
+    max_detections: int = 300,
+) -> Prediction:
+    """Weighted-boxes fusion of several predictions of one image.
+
+    Masks are averaged on the fused box and keypoints point by point, by score.
+
+    Args:
+        predictions: of one image, in its pixels; masks and keypoints in all of them or in none.
+        weights: one each; None is 1.
+        iou_threshold: see ``fuse_boxes``.
+        max_detections: most that are given back, the best ones.
+    Returns:
+        By descending score, on the CPU.
+    Raises:
+        ValueError: no predictions, of images of several sizes, some with and some without masks or keypoints, or bad
+            weights.
+    """
+    _check_alike(predictions)
+    weights = [1.0] * len(predictions) if weights is None else weights
+    if len(weights) != len(predictions):
+        raise ValueError(f"{len(weights)} weights for {len(predictions)} predictions; give one each")
+    boxes, scores = _all([p.boxes for p in predictions]), _all([p.scores for p in predictions])
+    labels = _all([p.labels for p in predictions])
+    models = np.repeat(np.arange(len(predictions)), [len(p) for p in predictions])
+    fused = fuse_boxes(boxes.numpy(), scores.numpy(), labels.numpy(), models, weights, iou_threshold=iou_threshold)
+    kept = np.argsort(-fused.scores, kind="stable")[:max_detections]
+    onto = torch.from_numpy(fused.boxes[kept]).float()
+    by_cluster = np.argsort(fused.cluster, kind="stable")
+    ends = np.searchsorted(fused.cluster[by_cluster], np.arange(len(fused.scores) + 1))
+    members = [torch.from_numpy(by_cluster[ends[c] : ends[c + 1]]) for c in kept]
+    mass = scores * torch.tensor(weights, dtype=torch.float32)[models]
+    masks, keypoints = _some([p.masks for p in predictions]), _some([p.keypoints for p in predictions])
+    return Prediction(
+        boxes=onto,
+        labels=torch.from_numpy(fused.groups[kept]),
+        scores=torch.from_numpy(fused.scores[kept]).float(),
+        size=predictions[0].size,
+        masks=None
+        if masks is None
+        else _stacked([mean_mask(masks[m], boxes[m], mass[m], box) for m, box in zip(members, onto)], masks),
+        keypoints=None
+        if keypoints is None
+        else _stacked([mean_keypoints(keypoints[m], mass[m]) for m in members], keypoints),
+    )
+
+
+def _check_alike(predictions: Sequence[Prediction]) -> None:
+    if not predictions:
+        raise ValueError("there is nothing to fuse: give one prediction or more")
+    sizes = {p.size for p in predictions}
+    if len(sizes) > 1:
+        raise ValueError(f"predictions of images of {sorted(sizes)}; only those of one image can be fused")
+    for name in ("masks", "keypoints"):
+        if len({getattr(p, name) is None for p in predictions}) > 1:
+            raise ValueError(f"some of the predictions have {name} and some have none; leave them out of all")
+
+
+def _all(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.cpu() for t in tensors])
+
+
+def _some(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    there = [t for t in tensors if t is not None]
+    return _all(there) if there else None
+
+
+def _stacked(each: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(list(each)) if each else like[:0]
 
 
 def masks_onto(crops: Tensor, boxes: Tensor, onto: Tensor) -> Tensor:
@@ -41,3 +122,17 @@ def join_keypoints(keypoints: Tensor) -> Tensor:
     """(K, 3) of (N, K, 3): each keypoint from the detection that is surest of it."""
     best = keypoints[..., 2].argmax(0)
     return keypoints[best, torch.arange(keypoints.shape[1])]
+
+
+def mean_mask(crops: Tensor, boxes: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+    """(M, M) crop of the box ``onto``: the detections' mean, by (N,) weights of more than 0."""
+    return torch.einsum("n,nij->ij", weights / weights.sum(), masks_onto(crops, boxes, onto))
+
+
+def mean_keypoints(keypoints: Tensor, weights: Tensor) -> Tensor:
+    """(K, 3) of (N, K, 3): places by (N,) weights x the keypoints' scores, scores by weights of more than 0."""
+    scores = keypoints[..., 2]
+    sure = weights[:, None] * scores.clamp(min=1e-9)
+    places = (sure[..., None] * keypoints[..., :2]).sum(0) / sure.sum(0)[:, None]
+    mean = (weights[:, None] * scores).sum(0) / weights.sum()
+    return torch.cat([places, mean[:, None]], 1)
