@@ -7,7 +7,21 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import anchors, console, demo, evaluate, export, ingest, look, models, review, stages, upkeep, versions
+from flows.cli import (
+    anchors,
+    console,
+    demo,
+    evaluate,
+    export,
+    fuse,
+    ingest,
+    look,
+    models,
+    review,
+    stages,
+    upkeep,
+    versions,
+)
 
 app = typer.Typer(
     name="boxmill",
@@ -22,8 +36,10 @@ app = typer.Typer(
 app.add_typer(ingest.app, name="ingest")
 app.command("train", help=stages.TRAIN_HELP)(stages.train)
 app.command("label", help=stages.LABEL_HELP)(stages.label)
+app.command("fuse", help=fuse.FUSE_HELP)(fuse.fuse)
 app.command("route", help=review.ROUTE_HELP)(review.route)
 app.command("evaluate", help=evaluate.EVALUATE_HELP)(evaluate.evaluate)
+app.command("gallery", help=gallery.GALLERY_HELP)(gallery.gallery)
 app.add_typer(export.app, name="export")
 app.command("lifecycle", help=stages.LIFECYCLE_HELP)(stages.lifecycle)
 app.command("demo", help=demo.HELP)(demo.demo)
