@@ -59,8 +59,8 @@ class DenseHead(nn.Module):
     ) -> None:
         super().__init__()
         self.num_anchors, self.num_classes = num_anchors, num_classes
-        self.class_subnet = _subnet(in_channels, channels, depth, norm, separable)
-        self.box_subnet = _subnet(in_channels, channels, depth, norm, separable)
+        self.class_subnet = subnet(in_channels, channels, depth, norm, separable)
+        self.box_subnet = subnet(in_channels, channels, depth, norm, separable)
         width = channels if depth else in_channels
         self.class_logits = nn.Conv2d(width, num_anchors * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(width, num_anchors * 4, 3, padding=1)
@@ -88,7 +88,11 @@ def anchors_last(x: Tensor, values: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
 
 
-def _subnet(in_channels: int, channels: int, depth: int, norm: Norm, separable: bool) -> nn.Sequential:
+def subnet(in_channels: int, channels: int, depth: int, norm: Norm, separable: bool = False) -> nn.Sequential:
+    """``depth`` 3x3 convolutions, each with its norm and a ReLU.
+
+    Args: see ``DenseHead``.
+    """
     layers: list[nn.Module] = []
     for i in range(depth):
         wide = in_channels if i == 0 else channels
