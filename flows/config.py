@@ -19,6 +19,7 @@ from workers import label_config, train_config
 __all__ = [
     "EvaluateConfig",
     "ExportConfig",
+    "GalleryConfig",
     "IngestConfig",
     "LabelConfig",
     "LifecycleConfig",
@@ -137,35 +138,62 @@ class TrainConfig(TrainSettings):
 LabelSettings = strict_model(
     "LabelSettings",
     label_config.LabelConfig,
-    without=("input", "model", "out", "splits", "coco_results", "ray_address"),
+    without=("input", "model", "out", "splits", "coco_results", "retry", "ray_address"),
 )
 
 
 class LabelConfig(LabelSettings):
     """A model's predictions for a dataset, or for a folder, tar or zip of images."""
 
-    input: str = Field(description="dataset reference, or URI of a folder, tar, tar.gz or zip of images")
+    input: str = Field(
+        description="dataset reference, or URI of a folder, tar, tar.gz or zip of images, WebDataset tars or a URL list"
+    )
     model: str = Field(description="directory that train wrote, any fsspec URL")
     out: str | None = Field(
         None, description="name of the predictions' label set; for a folder or archive the URI where they go"
     )
     splits: tuple[str, ...] | None = Field(None, description="splits of a dataset; none: all images")
     coco_results: str | None = Field(None, description="COCO results file to write as well, any fsspec URL")
+    retry: Literal["failed", "quarantined"] | None = Field(
+        None, description="label only what has failed before: in tasks that were given up, or in reading and decoding"
+    )
     ray_address: str | None = Field(None, description=RAY_ADDRESS)
 
     def to_worker(self) -> label_config.LabelConfig:
         return build(label_config.LabelConfig, self.model_dump())
 
 
-class RouteConfig(strict_model("RouteSettings", RouteRules)):  # type: ignore[misc]
+RouteSettings = strict_model("RouteSettings", RouteRules)
+
+
+class RouteConfig(RouteSettings):
     """Predictions divided by confidence into label sets to accept, review and reject."""
 
     predictions: str = Field(description="reference of the predictions")
     name: str | None = Field(None, description="what the sets' names begin with; none: the predictions' own name")
 
     def rules(self) -> RouteRules:
-        values = self.model_dump(exclude={"predictions", "name"})
-        return RouteRules(**values)
+        return build(RouteRules, self.model_dump(exclude={"predictions", "name"}))
+
+
+class GalleryConfig(Strict):
+    """A folder of static files in which to look through images."""
+
+    dataset: str = Field(description="reference of truth, or of predictions on their own")
+    predictions: str | None = Field(None, description="reference of predictions to compare with the truth")
+    out: str = Field(description="folder to write, any fsspec URL")
+    splits: tuple[str, ...] | None = Field(None, description="splits to show; none: all")
+    images: int = Field(2000, ge=1, description="most images to show")
+    choose: Literal["random", "uncertain", "first"] = Field(
+        "random", description="which images, where there are more: random (always the same), uncertain or first"
+    )
+    size: int = Field(640, ge=16, description="longest side of the pictures, pixels")
+    uncertainty: Literal["margin", "entropy", "least_confident"] = Field(
+        "margin",
+        description="of an object: margin 1 - |2s - 1|, entropy of its score s in bits, or least_confident 1 - s",
+    )
+    aggregate: Literal["max", "mean", "sum"] = Field("max", description="of an image: over its objects")
+    title: str | None = Field(None, description="of the page")
 
 
 class EvaluateSettings(Strict):
@@ -200,6 +228,9 @@ class EvaluateConfig(EvaluateSettings):
     metrics: str | None = Field(None, description="where to write the numbers as JSON, any fsspec URL")
     markdown: str | None = Field(None, description="where to write them as Markdown, any fsspec URL")
     matches: str | None = Field(None, description="folder to write every match to, as Parquet, any fsspec URL")
+    cache: str | None = Field(
+        None, description="folder that remembers matches, so that only changed shards are matched again, any fsspec URL"
+    )
     compare: str | None = Field(None, description="reference of other predictions, which these are compared with")
     fail_under: dict[str, float] = Field(
         default_factory=dict, description="numbers that must be reached, e.g. AP=0.5, or a mapping"

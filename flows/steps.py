@@ -19,6 +19,7 @@ from typing import Any
 from flows.config import (
     EvaluateConfig,
     ExportConfig,
+    GalleryConfig,
     IngestConfig,
     LabelConfig,
     LifecycleConfig,
@@ -112,6 +113,28 @@ def route(config: RouteConfig, progress: Progress | None = None) -> Result:
     return route(config.predictions, config.rules(), name=config.name).to_json()
 
 
+def gallery(config: GalleryConfig, progress: Progress | None = None) -> Result:
+    """Images into a folder for a browser: ``uri`` of the page, ``num_images``, ``num_objects``, ``files``, ..."""
+    from pipelines.predictions import open_predictions
+    from pipelines.report.browse import write_gallery
+    from pipelines.versions import open_dataset
+
+    written = write_gallery(
+        config.out,
+        open_dataset(config.dataset),
+        None if config.predictions is None else open_predictions(config.predictions),
+        splits=config.splits,
+        most=config.images,
+        choose=config.choose,
+        size=config.size,
+        measure=config.uncertainty,
+        aggregate=config.aggregate,
+        title=config.title,
+        progress=stage(progress, "gallery"),
+    )
+    return asdict(written)
+
+
 def maintain(config: MaintainConfig, progress: Progress | None = None) -> Result:
     """Verify, then vacuum: ``problems`` (``path`` and ``what`` of each damaged file), ``vacuumed`` (None if not asked).
 
@@ -186,6 +209,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result
         metrics_uri=config.metrics,
         markdown_uri=config.markdown,
         matches_uri=config.matches,
+        cache_uri=config.cache,
         iou_type=config.iou_type,
         protocol=config.protocol,
         by=config.by,
@@ -215,6 +239,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result
         "missed": [str(gate) for gate in gates if not gate.passed],
         "report": found.report_uri,
         "matches": found.matches_uri,
+        "shards_matched": found.shards_matched,
+        "shards_known": found.shards_known,
         "markdown": to_markdown(numbers, title=config.title or "Evaluation", gates=told),
         "figure": pr_curve_svg(found.metrics),
     }
@@ -250,6 +276,7 @@ STEPS: dict[str, tuple[type[Strict], Callable[..., Result]]] = {
     "export": (ExportConfig, export),
     "relabel": (RelabelConfig, relabel),
     "route": (RouteConfig, route),
+    "gallery": (GalleryConfig, gallery),
     "maintain": (MaintainConfig, maintain),
 }
 

@@ -14,6 +14,7 @@ from flows.cli import (
     evaluate,
     export,
     fuse,
+    gallery,
     ingest,
     look,
     models,

@@ -57,7 +57,7 @@ def test_every_flow_is_deployed_with_its_config_as_schema(server):
     deployments = _post(server, "deployments/filter", {})
     flows = {flow["id"]: flow["name"] for flow in _post(server, "flows/filter", {})}
     found = {flows[d["flow_id"]]: d for d in deployments}
-    names = ["evaluate", "export", "ingest", "label", "lifecycle", "maintain", "relabel", "route", "train"]
+    names = ["evaluate", "export", "gallery", "ingest", "label", "lifecycle", "maintain", "relabel", "route", "train"]
     assert sorted(found) == names and len(deployments) == len(names) + 1  # maintain is there by hand and weekly
     for name, deployment in found.items():
         schema = deployment["parameter_openapi_schema"]
