@@ -89,6 +89,10 @@ class Detector(nn.Module, ABC):
     loaded_weights: Mapping[str, Any] | None = None
     """Which file the first weights came from and what of it was used; part of a saved model's provenance."""
 
+    def classifier_layers(self) -> Mapping[str, str]:
+        """Layers that start from the fully connected ones of the backbone's classifier: their names there and here."""
+        return {}
+
     @abstractmethod
     def losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
         """Scalar losses by name, each already weighted; their sum is what is minimised."""

@@ -14,6 +14,7 @@ from detectors.keymaps import load_backbone_weights
 from detectors.models.efficientdet import EFFICIENTDETS, EfficientDet
 from detectors.models.faster_rcnn import FASTER_RCNNS, FasterRcnn
 from detectors.models.localizer import LOCALIZERS, Localizer
+from detectors.models.mask_rcnn import MASK_RCNNS, MaskRcnn
 from detectors.models.retinanet import RETINANETS, RetinaNet
 from detectors.models.ssd import SSD, SSDS
 from detectors.models.ssd_grid import SSD_GRIDS, SsdGrid
@@ -48,6 +49,7 @@ CATALOG: dict[str, CatalogEntry] = {
     **_family(RetinaNet, RETINANETS, "boxes"),
     **_family(EfficientDet, EFFICIENTDETS, "boxes"),
     **_family(FasterRcnn, FASTER_RCNNS, "boxes"),
+    **_family(MaskRcnn, MASK_RCNNS, "boxes, masks"),
     **_family(SSD, SSDS, "boxes"),
     **_family(SsdGrid, SSD_GRIDS, "boxes"),
     **_family(YoloV1, YOLO_V1S, "boxes"),

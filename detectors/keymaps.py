@@ -77,7 +77,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_backbone_weights(detector: Detector, path: Path) -> LoadReport:
-    """Loads ImageNet weights into a detector's backbone, by whichever key map fits.
+    """Loads ImageNet weights into a detector's backbone, by whichever key map fits, and into ``classifier_layers``.
 
     Raises:
         ValueError: the file is unreadable, or the detector has no backbone.
@@ -93,16 +93,33 @@ def load_backbone_weights(detector: Detector, path: Path) -> LoadReport:
         loaded, untouched, left_out = load_named(body, in_names_of(body, key_map(state, name)), name)
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{path} does not hold the weights of {name}: {error}") from None
+    of_classifier = _load_classifier(detector, state)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return LoadReport(
         source=str(path),
         sha256=digest,
         key_map=key_map.__name__,
-        loaded=loaded,
-        left_out=left_out,
+        loaded=(*loaded, *of_classifier.values()),
+        left_out=tuple(key for key in left_out if key not in of_classifier),
         untouched=untouched,
     )
+
+
+def _load_classifier(detector: Detector, state: State) -> dict[str, str]:
+    """Names there and here of the tensors of a backbone's classifier that had a place."""
+    taken = {}
+    for theirs, ours in detector.classifier_layers().items():
+        for part, tensor in detector.get_submodule(ours).state_dict().items():
+            key = f"{theirs}.{part}"
+            # A convolution over all cells is a fully connected layer of the flattened ones.
+            if (
+                key in state
+                and (value := state[key].flatten(1) if state[key].ndim > 1 else state[key]).shape == tensor.shape
+            ):
+                tensor.copy_(value)
+                taken[key] = f"{ours}.{part}"
+    return taken
 
 
 def _backbone_key_map(state: State) -> Callable[[State, str], dict[str, Tensor]]:

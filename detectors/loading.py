@@ -70,7 +70,9 @@ KEY_MAPS: dict[str, KeyMap] = {
         rename=lambda state, _: torchvision_retinanet(state, num_anchors=1), families=("retinanet_",)
     ),
     "torchvision_ssd": KeyMap(rename=lambda state, _: torchvision_ssd(state, num_boxes=()), families=("ssd300_",)),
-    "torchvision_rcnn": KeyMap(rename=lambda state, _: torchvision_rcnn(state), families=("faster_rcnn_",)),
+    "torchvision_rcnn": KeyMap(
+        rename=lambda state, _: torchvision_rcnn(state), families=("faster_rcnn_", "mask_rcnn_", "keypoint_rcnn_")
+    ),
     "effdet_efficientdet": KeyMap(rename=_effdet, families=("efficientdet_",)),
     "darknet_to_yolo_v3": KeyMap(rename=_darknet, families=("yolo_v3_",)),
 }

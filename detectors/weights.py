@@ -76,6 +76,30 @@ def _timm(file: str, backbone: str) -> KnownWeights:
     return _imagenet(f"{TIMM}/{file}", "Apache-2.0", backbone)
 
 
+def _torchvision_coco(
+    detector: str,
+    file: str,
+    key_map: str,
+    *,
+    name: str = "",
+    rows: Sequence[str | None] = coco_rows(first=1),
+    norm_eps: float | None = None,
+    **options: Any,
+) -> KnownWeights:
+    return KnownWeights(
+        name=name or f"{detector}_coco",
+        url=f"{TORCHVISION}/{file}",
+        sha256=digest_in_name(file),
+        licence="BSD-3-Clause",
+        trained_on="coco",
+        key_map=key_map,
+        fits=(detector,),
+        rows=rows,
+        options=options,
+        norm_eps=norm_eps,
+    )
+
+
 def _effdet(detector: str, file: str, **options: Any) -> KnownWeights:
     return KnownWeights(
         name=f"{detector}_coco",
@@ -107,42 +131,59 @@ def _darknet(
     )
 
 
+LONGER_SIDE = 1066
+"""Of a 4:3 image whose shorter side is torchvision's 800."""
+_AS_TORCHVISION: dict[str, Any] = {"anchor_style": "torchvision", "image_size": LONGER_SIDE}
+
 KNOWN_WEIGHTS: tuple[KnownWeights, ...] = (
-    KnownWeights(
-        name="retinanet_r50_fpn_coco",
-        url=f"{TORCHVISION}/retinanet_resnet50_fpn_coco-eeacb38b.pth",
-        sha256="eeacb38b",
-        licence="BSD-3-Clause",
-        trained_on="coco",
-        key_map="torchvision_retinanet",
-        fits=("retinanet_r50_fpn",),
+    _torchvision_coco(
+        "retinanet_r50_fpn",
+        "retinanet_resnet50_fpn_coco-eeacb38b.pth",
+        "torchvision_retinanet",
         rows=coco_rows(first=0),
-        # 1066 is the longer side of a 4:3 image whose shorter side is torchvision's 800.
-        options={"p6_source": "p5", "box_loss": "l1", "anchor_style": "torchvision", "image_size": 1066},
         norm_eps=0.0,
+        p6_source="p5",
+        box_loss="l1",
+        anchor_style="torchvision",
+        image_size=LONGER_SIDE,
     ),
-    KnownWeights(
-        name="faster_rcnn_r50_fpn_coco",
-        url=f"{TORCHVISION}/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
-        sha256="258fb6c6",
-        licence="BSD-3-Clause",
-        trained_on="coco",
-        key_map="torchvision_rcnn",
-        fits=("faster_rcnn_r50_fpn",),
-        rows=coco_rows(first=1),
-        options={"anchor_style": "torchvision", "image_size": 1066},
+    _torchvision_coco(
+        "faster_rcnn_r50_fpn",
+        "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+        "torchvision_rcnn",
         norm_eps=0.0,
+        **_AS_TORCHVISION,
     ),
-    KnownWeights(
-        name="ssd300_vgg16_coco",
-        url=f"{TORCHVISION}/ssd300_vgg16_coco-b556d3b4.pth",
-        sha256="b556d3b4",
-        licence="BSD-3-Clause",
-        trained_on="coco",
-        key_map="torchvision_ssd",
-        fits=("ssd300_vgg16",),
-        rows=coco_rows(first=1),
-        options={"box_strides": (8.0, 16.0, 32.0, 64.0, 100.0, 300.0), "clip_boxes": True, "bipartite": False},
+    _torchvision_coco(
+        "faster_rcnn_r50_fpn",
+        "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+        "torchvision_rcnn",
+        name="faster_rcnn_r50_fpn_v2_coco",
+        norm="bn",
+        neck_norm="bn",
+        head_norm="bn",
+        rpn_depth=2,
+        box_convs=4,
+        box_fcs=1,
+        **_AS_TORCHVISION,
+    ),
+    _torchvision_coco(
+        "mask_rcnn_r50_fpn",
+        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        "torchvision_rcnn",
+        norm_eps=0.0,
+        **_AS_TORCHVISION,
+    ),
+    _torchvision_coco(
+        "mask_rcnn_r50_fpn_v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", "torchvision_rcnn", **_AS_TORCHVISION
+    ),
+    _torchvision_coco(
+        "ssd300_vgg16",
+        "ssd300_vgg16_coco-b556d3b4.pth",
+        "torchvision_ssd",
+        box_strides=(8.0, 16.0, 32.0, 64.0, 100.0, 300.0),
+        clip_boxes=True,
+        bipartite=False,
     ),
     _effdet("efficientdet_d0", "tf_efficientdet_d0_34-f153e0cf.pth"),
     _effdet("efficientdet_d1", "tf_efficientdet_d1_40-a30f94af.pth"),

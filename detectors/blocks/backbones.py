@@ -23,18 +23,28 @@ PROBE_SIZE = 64
 class Backbone(nn.Module):
     """Feature maps at some strides: C2 at 4, C3 at 8, C4 at 16, C5 at 32.
 
+    With ``held_back`` the stage behind the last of them is there too, but run on pooled regions alone.
+
     Of VGG16, whose stages end before their pools, C3 is conv4_3, C4 is conv5_3 and C5 the last pool.
 
     Attributes:
         strides: of the maps.
         channels: of the maps.
+        held_back_channels: of what ``run_held_back`` returns; 0 without such a stage.
     """
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]
+    held_back_channels: int = 0
 
     def __init__(
-        self, name: str, *, norm: Norm = "frozen_bn", frozen_stages: int = 0, strides: tuple[int, ...] = (8, 16, 32)
+        self,
+        name: str,
+        *,
+        norm: Norm = "frozen_bn",
+        frozen_stages: int = 0,
+        strides: tuple[int, ...] = (8, 16, 32),
+        held_back: bool = False,
     ) -> None:
         """Builds a backbone with random weights.
 
@@ -45,8 +55,10 @@ class Backbone(nn.Module):
             frozen_stages: parameters and BatchNorm statistics of the first so many stages (stride 2, 4, 8, ... up to
                 5) never change.
             strides: of the maps, ascending; what lies behind the last one is left out of the network.
+            held_back: the stage of twice the last stride is kept for ``run_held_back``.
         Raises:
-            ValueError: timm has no such network, it has no such maps, or an argument is out of range.
+            ValueError: timm has no such network, it has no such maps, or an argument is out of range; or what is to be
+                held back is no stage of its own, as it is in ResNets.
         """
         super().__init__()
         if not timm.is_model(name):
@@ -56,17 +68,38 @@ class Backbone(nn.Module):
         if not strides or list(strides) != sorted(set(strides)):
             raise ValueError(f"strides {strides} must ascend, such as (8, 16, 32)")
         self.strides = strides
+        strides = (*strides, 2 * strides[-1]) if held_back else strides
         self.body = _features_only(name, strides)
         feature_info: Any = self.body.feature_info
         self.channels = tuple(feature_info.channels())
         _check_maps(name, self.body, strides, self.channels)
+        self._held_back = ""
+        if held_back:
+            self._held_back = _last_stage(name, self.body)
+            *channels, self.held_back_channels = self.channels
+            self.channels = tuple(channels)
         replace_norms(self.body, norm, _probe(self.body))
         self._frozen_norms: list[str] = []
         self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to one map (B, channels[i], H / strides[i], W / strides[i]) for each stride."""
-        features: list[Tensor] = self.body(images)
+        if not self._held_back:
+            features: list[Tensor] = self.body(images)
+            return features
+        maps, x = [], images
+        taps: Any = self.body.return_layers
+        for name, stage in self.body.named_children():
+            if name == self._held_back:
+                break
+            x = stage(x)
+            if name in taps:
+                maps.append(x)
+        return maps
+
+    def run_held_back(self, pooled: Tensor) -> Tensor:
+        """(R, channels[-1], s, s) to (R, held_back_channels, s / 2, s / 2) by the stage that was held back."""
+        features: Tensor = self.body.get_submodule(self._held_back)(pooled)
         return features
 
     def train(self, mode: bool = True) -> Backbone:
@@ -110,6 +143,14 @@ def _features_only(name: str, strides: tuple[int, ...]) -> nn.Module:
     last = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides)
     chosen: nn.Module = timm.create_model(name, pretrained=False, features_only=True, out_indices=last)
     return chosen
+
+
+def _last_stage(name: str, body: nn.Module) -> str:
+    """The child that makes the last map from the one before."""
+    children, taps = [child for child, _ in body.named_children()], list(getattr(body, "return_layers", ()))
+    if len(taps) < 2 or children[-2:] != taps[-2:]:
+        raise ValueError(f"the last stage of {name} cannot be run on regions; choose a ResNet, such as resnet50")
+    return taps[-1]
 
 
 def _check_maps(name: str, body: nn.Module, strides: tuple[int, ...], channels: tuple[int, ...]) -> None:

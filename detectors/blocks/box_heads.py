@@ -33,6 +33,7 @@ class BoxHead(nn.Module):
         norm: behind each of them.
         fcs: how many fully connected layers.
         fc_channels: their width; 1024 with a pyramid, 4096 with VGG16.
+        average: a region's cells are averaged before what is fully connected, as behind a ResNet's last stage.
         dropout: behind each fully connected layer; VGG16's is 0.5.
         num_classes: C.
     """
@@ -48,9 +49,11 @@ class BoxHead(nn.Module):
         fc_channels: int,
         dropout: float,
         num_classes: int,
+        average: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.average = average
         self.convs = nn.Sequential(
             *(
                 nn.Sequential(
@@ -62,7 +65,7 @@ class BoxHead(nn.Module):
             )
         )
         layers: list[nn.Module] = []
-        width = in_channels * size * size
+        width = in_channels * (1 if average else size * size)
         for _ in range(fcs):
             layers += [nn.Linear(width, fc_channels), nn.ReLU(inplace=True), nn.Dropout(dropout)]
             width = fc_channels
@@ -78,8 +81,20 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(R, channels, size, size) to logits (R, 1 + C), background first, and deltas (R, 4, C) of each class."""
-        hidden = self.fcs(self.convs(pooled).flatten(1))
+        hidden = self.convs(pooled)
+        hidden = self.fcs(hidden.mean((2, 3)) if self.average else hidden.flatten(1))
         return self.class_logits(hidden), self.box_deltas(hidden).unflatten(1, (4, self.num_classes))
+
+
+def vgg_classifier_layers(head: BoxHead, name: str) -> dict[str, str]:
+    """fc6 and fc7 of VGG's classifier, as torchvision and as timm call them, and a head's first two layers.
+
+    Args:
+        head: whose regions are of VGG's last map, 7 x 7 cells; layers of another shape are left as they are.
+        name: of the head in its detector.
+    """
+    layers = [f"{name}.fcs.{i}" for i, layer in enumerate(head.fcs) if isinstance(layer, nn.Linear)]
+    return dict([*zip(("classifier.0", "classifier.3"), layers), *zip(("pre_logits.fc1", "pre_logits.fc2"), layers)])
 
 
 def box_head_losses(

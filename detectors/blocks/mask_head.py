@@ -53,17 +53,23 @@ class MaskHead(nn.Module):
         return logits
 
 
-def positive_boxes(rois: list[SampledRois]) -> list[Tensor]:
-    """The boxes of each image's regions that are objects: what the mask branch learns from."""
-    return [r.boxes[r.matched_idxs >= 0] for r in rois]
+def mask_regions(rois: list[SampledRois], targets: list[Target]) -> list[SampledRois]:
+    """Of each image the regions that the mask branch learns from: objects whose mask is known."""
+    chosen = []
+    for sampled, target in zip(rois, targets):
+        taught = sampled.matched_idxs >= 0
+        if target.mask_valid is not None:
+            taught[taught.clone()] = target.mask_valid[sampled.matched_idxs[taught]]
+        chosen.append(SampledRois(boxes=sampled.boxes[taught], matched_idxs=sampled.matched_idxs[taught]))
+    return chosen
 
 
 def mask_loss(logits: Tensor, rois: list[SampledRois], targets: list[Target]) -> Tensor:
     """Mean cross-entropy of the cells of each region's true class; other classes' maps do not count.
 
     Args:
-        logits: (R, C, M, M) of the regions of ``positive_boxes``.
-        rois: all regions.
+        logits: (R, C, M, M) of the regions.
+        rois: those of ``mask_regions``.
         targets: of the images, with masks.
     Raises:
         ValueError: a target with objects has no masks.
@@ -71,15 +77,14 @@ def mask_loss(logits: Tensor, rois: list[SampledRois], targets: list[Target]) ->
     """
     labels, truths = [], []
     for image, (sampled, target) in enumerate(zip(rois, targets)):
-        objects = sampled.matched_idxs[sampled.matched_idxs >= 0]
-        if not len(objects):
+        if not len(sampled.boxes):
             continue
         if target.masks is None:
             raise ValueError(
                 f"image {image} of the batch has {len(target)} objects and no masks; masks are learnt here"
             )
-        labels.append(target.labels[objects])
-        truths.append(_crops(target.masks, objects, sampled.boxes[sampled.matched_idxs >= 0], logits.shape[-1]))
+        labels.append(target.labels[sampled.matched_idxs])
+        truths.append(_crops(target.masks, sampled.matched_idxs, sampled.boxes, logits.shape[-1]))
     if not labels:
         return logits.sum() * 0  # connected, so that distributed training finds a gradient for each parameter
     label = torch.cat(labels)

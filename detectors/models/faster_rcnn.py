@@ -5,8 +5,9 @@ Shape legend: B images, N anchors of all levels, R regions of all images, C clas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from detectors.blocks.box_heads import (
     box_head_losses,
     select_boxes,
     to_predictions,
+    vgg_classifier_layers,
 )
 from detectors.blocks.heads import DenseOutputs
 from detectors.blocks.matchers import IouMatcher
@@ -52,6 +54,8 @@ class FasterRcnnOptions:
         rpn_batch, rpn_positive_fraction, rpn_inside_only: see ``RpnTraining``.
         rpn_topk_train, rpn_topk, rpn_nms_iou, proposals_train, proposals: see ``ProposalSelection``.
         roi_pooling, roi_size, roi_samples, roi_aligned: see ``RoiPooler``.
+        roi_stage: the backbone's stage behind the one map runs on the pooled regions, and what is averaged of it is
+            predicted from (C4: He et al. 2015, 1512.03385, appendix A); else the regions go to the box head at once.
         box_convs, box_fcs, box_channels, dropout: see ``BoxHead``.
         match_iou, background_iou, roi_batch, roi_positive_fraction: see ``RoiSampling``.
         box_weights: what the four deltas of the box head are multiplied by.
@@ -90,6 +94,7 @@ class FasterRcnnOptions:
     roi_size: int = 7
     roi_samples: int = 2
     roi_aligned: bool = False
+    roi_stage: bool = False
     box_convs: int = 0
     box_fcs: int = 2
     box_channels: int = 1024
@@ -116,6 +121,8 @@ class FasterRcnnOptions:
         check_at_least(self, image_size=32)
         if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:])):
             raise ValueError(f"strides {self.strides} must double from map to map, such as (4, 8, 16, 32)")
+        if self.roi_stage and len(self.strides) > 1:
+            raise ValueError(f"roi_stage needs one map, and strides are {self.strides}; choose such as (16,)")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must lie in 0..1")
 
@@ -144,7 +151,11 @@ class FasterRcnn(Detector):
         self.options = options
         self.preprocessing = Preprocessing(mean=options.mean, std=options.std, size=options.image_size, divisor=32)
         self.backbone = Backbone(
-            options.backbone, norm=options.norm, frozen_stages=options.frozen_stages, strides=options.strides
+            options.backbone,
+            norm=options.norm,
+            frozen_stages=options.frozen_stages,
+            strides=options.strides,
+            held_back=options.roi_stage,
         )
         levels, channels = options.strides, self.backbone.channels[-1]
         self.neck: FeaturePyramid | None = None
@@ -160,6 +171,8 @@ class FasterRcnn(Detector):
             offset=options.anchor_offset,
             style=options.anchor_style,
         )
+        self.map_channels = channels
+        self.region_channels = self.backbone.held_back_channels if options.roi_stage else channels
         self.rpn = RpnHead(channels, num_anchors=self.grid.num_anchors, depth=options.rpn_depth)
         self.rpn_training = RpnTraining(
             matcher=IouMatcher(high=options.rpn_match_high, low=options.rpn_match_low),
@@ -186,7 +199,7 @@ class FasterRcnn(Detector):
             positive_fraction=options.roi_positive_fraction,
         )
         self.box_head = BoxHead(
-            in_channels=channels,
+            in_channels=self.region_channels,
             size=options.roi_size,
             convs=options.box_convs,
             norm=options.head_norm,
@@ -194,6 +207,7 @@ class FasterRcnn(Detector):
             fc_channels=options.box_channels,
             dropout=options.dropout,
             num_classes=num_classes,
+            average=options.roi_stage,
         )
         self.selection = BoxSelection(
             score_threshold=options.score_threshold, nms_iou=options.nms_iou, max_detections=options.max_detections
@@ -207,14 +221,23 @@ class FasterRcnn(Detector):
 
     def box_outputs(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (R, 1 + C), background first, and deltas (R, 4, C) of pooled regions."""
-        outputs: tuple[Tensor, Tensor] = self.box_head(pooled)
+        outputs: tuple[Tensor, Tensor] = self.box_head(self.region_features(pooled))
         return outputs
 
+    def region_features(self, pooled: Tensor) -> Tensor:
+        """(R, map_channels, s, s) pooled regions to what heads take, (R, region_channels, ...)."""
+        return self.backbone.run_held_back(pooled) if self.options.roi_stage else pooled
+
     def arithmetic(self, images: Tensor) -> object:
-        first = self.dense(images)
-        size = self.options.roi_size
         regions = len(images) * self.options.proposals
-        return first, self.box_outputs(first.maps[0].new_empty((regions, first.maps[0].shape[1], size, size)))
+        return self.dense(images), self.box_outputs(self.pooled_shape(images, regions, self.options.roi_size))
+
+    def pooled_shape(self, images: Tensor, regions: int, size: int) -> Tensor:
+        """A tensor like so many pooled regions, of any values."""
+        return images.new_empty((regions, self.map_channels, size, size))
+
+    def classifier_layers(self) -> Mapping[str, str]:
+        return vgg_classifier_layers(self.box_head, "box_head") if "vgg" in self.options.backbone else {}
 
     def anchors(self, outputs: DenseOutputs, images: Tensor) -> Tensor:
         """(N, 4) xyxy, model pixels."""
@@ -222,7 +245,12 @@ class FasterRcnn(Detector):
 
     def losses(self, batch: Batch, targets: list[Target]) -> dict[str, Tensor]:
         """``objectness`` and ``proposal_regression`` of the first stage, ``classification`` and ``box_regression``."""
-        return self.box_losses(batch, targets)[0]
+        losses, maps, rois = self.box_losses(batch, targets)
+        return {**losses, **self.branch_losses(maps, rois, targets)}
+
+    def branch_losses(self, maps: list[Tensor], rois: list[SampledRois], targets: list[Target]) -> dict[str, Tensor]:
+        """Losses of what is learnt beside the boxes of the sampled regions; here of nothing."""
+        return {}
 
     def box_losses(
         self, batch: Batch, targets: list[Target]
@@ -254,7 +282,11 @@ class FasterRcnn(Detector):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        return to_predictions(self.detect(batch)[1], batch)
+        return self.predictions(*self.detect(batch), batch)
+
+    def predictions(self, maps: list[Tensor], found: list[Detected], batch: Batch) -> list[Prediction]:
+        """What was found in original pixels, with all that is said of it beside its box."""
+        return to_predictions(found, batch)
 
     def detect(self, batch: Batch) -> tuple[list[Tensor], list[Detected]]:
         """The maps, and each image's detections in model pixels."""
@@ -267,7 +299,32 @@ class FasterRcnn(Detector):
         )
 
 
+# One map and nine anchors a position, of 128, 256 and 512 pixels.
+_ONE_MAP: dict[str, Any] = {
+    "strides": (16,),
+    "anchor_octaves": 3,
+    "anchor_doublings": 3.0,
+    "rpn_topk_train": 12000,
+    "rpn_topk": 6000,
+    "proposals": 300,
+}
+
 FASTER_RCNNS: dict[str, FasterRcnnOptions] = {
+    # As in the first paper, two stages trained at once.
+    "faster_rcnn_vgg16": FasterRcnnOptions(
+        backbone="vgg16",
+        **_ONE_MAP,
+        rpn_inside_only=True,
+        roi_pooling="max",
+        box_channels=4096,
+        dropout=0.5,
+        background_iou=0.1,
+        roi_batch=64,
+        nms_iou=0.3,
+    ),
+    "faster_rcnn_r50_c4": FasterRcnnOptions(
+        backbone="resnet50", **_ONE_MAP, roi_size=14, roi_stage=True, box_fcs=0, roi_batch=64
+    ),
     "faster_rcnn_r50_fpn": FasterRcnnOptions(backbone="resnet50"),
     "faster_rcnn_r101_fpn": FasterRcnnOptions(backbone="resnet101"),
     "faster_rcnn_mobilenet_v3_fpn": FasterRcnnOptions(backbone="mobilenetv3_large_100"),

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from detectors import create
@@ -29,6 +28,7 @@ from tests.comparing import (
     freeze_lively_norms,
     make_targets,
 )
+from tests.rcnn import image_list, their_detections, their_losses, wake_up
 
 CLASSES = 7
 SIZES = [(128, 192), (120, 160)]  # two, so that padding matters
@@ -45,7 +45,8 @@ class Pair:
 def pair() -> Pair:
     torch.manual_seed(0)
     theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
-    make_lively(theirs)
+    freeze_lively_norms(theirs)
+    wake_up(theirs)
     ours = create("faster_rcnn_r50_fpn", num_classes=CLASSES, anchor_style="torchvision")
     assert isinstance(ours, FasterRcnn)
     loaded, untouched, left_out = load_named(ours, torchvision_rcnn(theirs.state_dict()), "faster_rcnn_r50_fpn")
@@ -101,9 +102,7 @@ def test_pooled_regions(size: int) -> None:
 def test_losses(pair: Pair, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     targets = make_targets(counts)
     torch.manual_seed(5)
-    expected, proposals = their_losses(
-        pair.theirs, pair.batch, [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets]
-    )
+    expected, proposals = their_losses(pair.theirs, pair.batch, targets)
     # Of proposals that are nearly equally good, either may come first; the sampler would then draw others.
     monkeypatch.setattr(faster_rcnn, "select_proposals", lambda *_: proposals)
     torch.manual_seed(5)
@@ -171,42 +170,3 @@ def test_parameter_count_equals_torchvisions_published_number() -> None:
         model = create("faster_rcnn_r50_fpn", num_classes=90)
     # Theirs regresses a box of the background too.
     assert sum(p.numel() for p in model.parameters()) + 4 * 1025 == 41_755_286
-
-
-def make_lively(model: nn.Module) -> None:
-    """Random weights whose outputs vary, and so confident that many boxes pass the threshold."""
-    freeze_lively_norms(model)
-    for module, std in (
-        (model.rpn.head.cls_logits, 0.3),
-        (model.rpn.head.bbox_pred, 0.05),
-        (model.roi_heads.box_predictor.cls_score, 0.2),
-        (model.roi_heads.box_predictor.bbox_pred, 0.2),
-    ):
-        nn.init.normal_(module.weight, std=std)
-
-
-def image_list(batch: Batch) -> ImageList:
-    return ImageList(batch.images, [(h, w) for h, w in batch.sizes.tolist()])
-
-
-def their_losses(
-    theirs: nn.Module, batch: Batch, targets: list[dict[str, Tensor]]
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The losses of both stages, and the proposals of the first."""
-    theirs.rpn.train()
-    theirs.roi_heads.train()
-    try:
-        with torch.no_grad():
-            features = theirs.backbone(batch.images)
-            proposals, losses = theirs.rpn(image_list(batch), features, targets)
-            _, more = theirs.roi_heads(features, list(proposals), image_list(batch).image_sizes, targets)
-    finally:
-        theirs.eval()
-    return {**losses, **more}, proposals
-
-
-def their_detections(theirs: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
-    features = theirs.backbone(batch.images)
-    proposals, _ = theirs.rpn(image_list(batch), features)
-    found: list[dict[str, Tensor]] = theirs.roi_heads(features, proposals, image_list(batch).image_sizes)[0]
-    return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
 
-from detectors.blocks.mask_head import MaskHead, mask_crops, mask_loss, positive_boxes
+from detectors.blocks.mask_head import MaskHead, mask_crops, mask_loss, mask_regions
 from detectors.blocks.matchers import BACKGROUND
 from detectors.blocks.roi import SampledRois
 from detectors.structures import Target
@@ -60,9 +62,10 @@ def truth(count: int, generator: torch.Generator, *, masks: bool = True) -> Targ
 def losses(matched: list[list[int]], counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Ours, theirs, and the gradient of ours."""
     generator = torch.Generator().manual_seed(3)
-    rois = [regions(m, generator) for m in matched]
+    sampled = [regions(m, generator) for m in matched]
     targets = [truth(count, generator) for count in counts]
-    positive = positive_boxes(rois)
+    rois = mask_regions(sampled, targets)
+    positive = [r.boxes for r in rois]
     logits = torch.randn(sum(map(len, positive)), CLASSES, 28, 28, generator=generator, requires_grad=True)
     ours = mask_loss(logits, rois, targets)
     with_background = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).detach()
@@ -71,7 +74,7 @@ def losses(matched: list[list[int]], counts: list[int]) -> tuple[Tensor, Tensor,
         positive,
         [t.masks for t in targets],
         [t.labels + 1 for t in targets],
-        [r.matched_idxs[r.matched_idxs >= 0] for r in rois],
+        [r.matched_idxs for r in rois],
     )
     ours.backward()
     assert logits.grad is not None
@@ -93,6 +96,14 @@ def test_loss(matched: list[list[int]], counts: list[int]) -> None:
 def test_without_any_object_the_loss_is_zero_and_connected() -> None:
     ours, theirs, gradient = losses([[BACKGROUND], []], [0, 0])
     assert ours == theirs == 0 and gradient.shape[0] == 0
+
+
+def test_objects_whose_mask_is_unknown_are_left_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sampled = regions([0, 2, BACKGROUND, 1, 2], generator)
+    target = replace(truth(3, generator), mask_valid=torch.tensor([True, False, True]))
+    (taught,) = mask_regions([sampled], [target])
+    assert taught.matched_idxs.tolist() == [0, 2, 2] and torch.equal(taught.boxes, sampled.boxes[[0, 1, 4]])
 
 
 def test_targets_without_masks_are_refused() -> None:

@@ -54,7 +54,14 @@ def test_urls_are_those_that_timm_and_torchvision_have_themselves() -> None:
         for weights in get_model_weights(name)
     } | {
         weights.url
-        for name in ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn", "ssd300_vgg16")
+        for name in (
+            "retinanet_resnet50_fpn",
+            "fasterrcnn_resnet50_fpn",
+            "fasterrcnn_resnet50_fpn_v2",
+            "maskrcnn_resnet50_fpn",
+            "maskrcnn_resnet50_fpn_v2",
+            "ssd300_vgg16",
+        )
         for weights in get_model_weights(name)
     }
     for known in KNOWN_WEIGHTS:
@@ -90,22 +97,10 @@ def test_asking_by_name() -> None:
     assert find_by_digest("f" * 64) is None
 
 
-def torchvision_retinanet() -> nn.Module:
-    from torchvision.models.detection import retinanet_resnet50_fpn
+def torchvisions(name: str) -> nn.Module:
+    from torchvision.models import get_model
 
-    return retinanet_resnet50_fpn(weights=None, weights_backbone=None)
-
-
-def torchvision_faster_rcnn() -> nn.Module:
-    from torchvision.models.detection import fasterrcnn_resnet50_fpn
-
-    return fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-
-
-def torchvision_ssd() -> nn.Module:
-    from torchvision.models.detection import ssd300_vgg16
-
-    return ssd300_vgg16(weights=None, weights_backbone=None)
+    return get_model(name, weights=None, weights_backbone=None)
 
 
 def effdet(name: str) -> nn.Module:
@@ -114,31 +109,36 @@ def effdet(name: str) -> nn.Module:
 
 
 RELEASED = [
-    pytest.param("retinanet_r50_fpn", torchvision_retinanet, 91, marks=pytest.mark.slow),
-    pytest.param("faster_rcnn_r50_fpn", torchvision_faster_rcnn, 90, marks=pytest.mark.slow),
-    pytest.param("ssd300_vgg16", torchvision_ssd, 90, marks=pytest.mark.slow),
-    pytest.param("efficientdet_lite0", lambda: effdet("efficientdet_lite0"), 90, marks=pytest.mark.slow),
+    ("retinanet_r50_fpn_coco", lambda: torchvisions("retinanet_resnet50_fpn"), 91),
+    ("faster_rcnn_r50_fpn_coco", lambda: torchvisions("fasterrcnn_resnet50_fpn"), 90),
+    ("faster_rcnn_r50_fpn_v2_coco", lambda: torchvisions("fasterrcnn_resnet50_fpn_v2"), 90),
+    ("mask_rcnn_r50_fpn_coco", lambda: torchvisions("maskrcnn_resnet50_fpn"), 90),
+    ("mask_rcnn_r50_fpn_v2_coco", lambda: torchvisions("maskrcnn_resnet50_fpn_v2"), 90),
+    ("ssd300_vgg16_coco", lambda: torchvisions("ssd300_vgg16"), 90),
+    ("efficientdet_lite0_coco", lambda: effdet("efficientdet_lite0"), 90),
 ]
 
 
-@pytest.mark.parametrize(("name", "make", "count"), RELEASED)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "make", "count"), RELEASED, ids=[name for name, _, _ in RELEASED])
 def test_a_released_files_tensors_all_find_their_place(
     name: str, make: Callable[[], nn.Module], count: int, tmp_path: Path
 ) -> None:
-    """A file of the same names and shapes as the released one: 80 classes are copied, nothing stays random."""
-    known = find_weights("coco", name, None)
+    """A file of the same names and shapes as the released one: all classes are copied, nothing stays random."""
+    (known,) = (known for known in KNOWN_WEIGHTS if known.name == name)
     torch.save(make().state_dict(), tmp_path / "released.pth")
-    ours = create(name, num_classes=80, **known.options)
+    names = NAMES if count > 1 else ["person"]
+    ours = create(known.fits[0], num_classes=len(names), **known.options)
     counts = []
 
     def rows(found: int):
         counts.append(found)
         return known.rows
 
-    report = load_weights(ours, tmp_path / "released.pth", classes=NAMES, rows=rows)
+    report = load_weights(ours, tmp_path / "released.pth", classes=names, rows=rows)
     assert counts == [count] == [len(known.rows)]
     assert (report.key_map, report.untouched, report.left_out) == (known.key_map, (), ())
-    assert report.classes_copied == tuple(NAMES) and report.classes_new == ()
+    assert report.classes_copied == tuple(names) and report.classes_new == ()
 
 
 @pytest.mark.slow

@@ -1,0 +1,52 @@
+"""torchvision's R-CNN line as an oracle: its stages without the transform before and after them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn, no_grad
+from torchvision.models.detection.image_list import ImageList
+
+from detectors.structures import Batch, Target
+
+
+def wake_up(model: nn.Module) -> None:
+    """Heads so confident that many boxes pass the threshold."""
+    for module, std in (
+        (model.rpn.head.cls_logits, 0.3),
+        (model.rpn.head.bbox_pred, 0.05),
+        (model.roi_heads.box_predictor.cls_score, 0.2),
+        (model.roi_heads.box_predictor.bbox_pred, 0.2),
+    ):
+        nn.init.normal_(module.weight, std=std)
+
+
+def image_list(batch: Batch) -> ImageList:
+    return ImageList(batch.images, [(h, w) for h, w in batch.sizes.tolist()])
+
+
+def their_losses(theirs: nn.Module, batch: Batch, targets: list[Target]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The losses of both stages, and the proposals of the first."""
+    named = [_named(target) for target in targets]
+    theirs.rpn.training = theirs.roi_heads.training = True  # their norms stay as they are
+    try:
+        with no_grad():
+            features = theirs.backbone(batch.images)
+            proposals, losses = theirs.rpn(image_list(batch), features, named)
+            _, more = theirs.roi_heads(features, list(proposals), image_list(batch).image_sizes, named)
+    finally:
+        theirs.eval()
+    return {**losses, **more}, proposals
+
+
+def _named(target: Target) -> dict[str, Tensor]:
+    """With labels from 1 on, 0 being background."""
+    masks = {} if target.masks is None else {"masks": target.masks}
+    keypoints = {} if target.keypoints is None else {"keypoints": target.keypoints}
+    return {"boxes": target.boxes, "labels": target.labels + 1, **masks, **keypoints}
+
+
+def their_detections(theirs: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
+    """In model pixels, masks as crops."""
+    features = theirs.backbone(batch.images)
+    proposals, _ = theirs.rpn(image_list(batch), features)
+    found: list[dict[str, Tensor]] = theirs.roi_heads(features, proposals, image_list(batch).image_sizes)[0]
+    return found
