@@ -5,7 +5,6 @@ Legend: I images, N objects.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.class_thresholds import check_class_names
 from pipelines.records import BoolArray, FloatArray, IntArray, LabelMap
 from pipelines.uncertainty import AGGREGATES, MEASURES, Aggregate, Measure, image_uncertainty, object_uncertainty
 
@@ -95,10 +95,7 @@ class RouteRules:
         Raises:
             ValueError: a threshold of a class that the label map has not.
         """
-        for name in sorted({*self.accept_class, *self.reject_class} - set(label_map.names)):
-            near = difflib.get_close_matches(name, label_map.names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(label_map.names[:10])}"
-            raise ValueError(f"a threshold is given for the class {name!r}, which the predictions have not; {hint}")
+        check_class_names({*self.accept_class, *self.reject_class}, label_map)
         accept, reject = ([self._threshold(kind, n) for n in label_map.names] for kind in ("accept", "reject"))
         return np.array(accept, np.float64), np.array(reject, np.float64)
 
