@@ -131,8 +131,22 @@ def sample_rois(proposals: list[Tensor], targets: list[Target], sampling: RoiSam
         sampling: how many of which.
     Source: Girshick 2015, 1504.08083, section 2.3; torchvision.models.detection.roi_heads.
     """
+    return [_balanced([matched], sampling)[0] for matched in _match(proposals, targets, sampling)]
+
+
+@torch.no_grad()
+def sample_rois_together(proposals: list[Tensor], targets: list[Target], sampling: RoiSampling) -> list[SampledRois]:
+    """``sample_rois`` of all images at once: ``sampling.batch`` regions, however many of which image.
+
+    Source: Girshick et al. 2013, 1311.2524, section 2.3.
+    """
+    return _balanced(_match(proposals, targets, sampling), sampling)
+
+
+def _match(proposals: list[Tensor], targets: list[Target], sampling: RoiSampling) -> list[SampledRois]:
+    """All proposals of each image and its objects, and what each of them is."""
     matcher = IouMatcher(high=sampling.positive_iou, low=sampling.positive_iou, low_quality=False)
-    sampled = []
+    every = []
     for boxes, target in zip(proposals, targets):
         real = ~target.iscrowd & (target.boxes[:, 2:] > target.boxes[:, :2]).all(1)
         boxes = torch.cat([boxes, target.boxes[real].to(boxes)])
@@ -140,8 +154,18 @@ def sample_rois(proposals: list[Tensor], targets: list[Target], sampling: RoiSam
         if sampling.background_iou > 0 and len(target):
             far = box_iou(target.boxes.to(boxes), boxes).amax(0) < sampling.background_iou
             matched[far & (matched == BACKGROUND)] = IGNORED
-        chosen = balanced(
-            matched[None], batch_size=sampling.batch, positive_fraction=sampling.positive_fraction
-        ).squeeze(0)
-        sampled.append(SampledRois(boxes=boxes[chosen], matched_idxs=matched[chosen]))
-    return sampled
+        every.append(SampledRois(boxes=boxes, matched_idxs=matched))
+    return every
+
+
+def _balanced(every: list[SampledRois], sampling: RoiSampling) -> list[SampledRois]:
+    """So many of all of them."""
+    chosen = balanced(
+        torch.cat([rois.matched_idxs for rois in every])[None],
+        batch_size=sampling.batch,
+        positive_fraction=sampling.positive_fraction,
+    ).squeeze(0)
+    return [
+        SampledRois(boxes=rois.boxes[kept], matched_idxs=rois.matched_idxs[kept])
+        for rois, kept in zip(every, chosen.split([len(rois.boxes) for rois in every]))
+    ]
