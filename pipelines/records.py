@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -231,6 +231,18 @@ class LabelMap:
                 "the other categories out"
             )
         return next(iter(flips.values()))
+
+    def with_keypoints_of(self, other: LabelMap) -> LabelMap:
+        """These categories, with the keypoints that ``other`` has of one of the same name where it has none here."""
+        known = {c.name: c for c in other.categories if c.keypoints}
+        return LabelMap(
+            categories=tuple(
+                replace(c, keypoints=known[c.name].keypoints, skeleton=known[c.name].skeleton)
+                if not c.keypoints and c.name in known
+                else c
+                for c in self.categories
+            )
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         return [

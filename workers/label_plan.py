@@ -221,7 +221,7 @@ def task_size(num_images: int) -> int:
 def prediction_label_map(dataset: LabelMap, model: LabelMap, config: LabelConfig, reference: str) -> LabelMap:
     """The dataset's categories, so that ids agree, and on request the model's further ones behind them.
 
-    Classes are the same where their names are.
+    Classes are the same where their names are; what a dataset of boxes does not say of keypoints, the model's do.
 
     Raises:
         CategoryMismatch: the model has classes that the dataset lacks.
@@ -236,10 +236,9 @@ def prediction_label_map(dataset: LabelMap, model: LabelMap, config: LabelConfig
         )
     first = max((c.category_id for c in dataset.categories), default=0) + 1
     added = tuple(
-        Category(category_id=first + i, name=c.name, supercategory=c.supercategory, keypoints=c.keypoints)
-        for i, c in enumerate(extra)
+        Category(category_id=first + i, name=c.name, supercategory=c.supercategory) for i, c in enumerate(extra)
     )
-    return LabelMap(categories=dataset.categories + added)
+    return LabelMap(categories=dataset.categories + added).with_keypoints_of(model)
 
 
 def _in_model_order(label_map: LabelMap, model: LabelMap) -> LabelMap:

@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -206,11 +207,15 @@ def training_batches(
         record = reader.record(int(place[0]), int(place[1]))
         return record, *to_image_and_target(record, label_map, needs=decoded, longest=longest)
 
+    def read_another(near: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
+        """Of the images around one in the epoch's order: their row groups are likely in memory."""
+        place = rng.integers(max(0, near - _DONORS), min(len(order), near + _DONORS))
+        return read(order[place])[1:]
+
     def prepare(step: int) -> list[Sample]:
         batch = []
         for slot, place in enumerate(plan[step]):
             rng = np.random.default_rng([*seed, step, slot])
-            near = _near(step * plan.shape[1] + slot, len(order))
             record, image, target = read(place)
             image, target = augment(
                 image,
@@ -218,17 +223,12 @@ def training_batches(
                 augmentation,
                 rng,
                 flip_pairs=flip_pairs,
-                donor=lambda near=near, rng=rng: read(order[rng.integers(*near)])[1:],
+                donor=partial(read_another, step * plan.shape[1] + slot, rng),
             )
             batch.append(Sample(image_id=record.image_id, image=image, target=_without_unused(target, needs)))
         return batch
 
     return _ahead(prepare, len(plan), threads=threads, ahead=ahead)
-
-
-def _near(place: int, count: int) -> tuple[int, int]:
-    """First and end of the places around one in an epoch's order: their row groups are likely in memory."""
-    return max(0, place - _DONORS), min(count, place + _DONORS)
 
 
 def _without_unused(target: Target, needs: Collection[str]) -> Target:

@@ -26,6 +26,8 @@ from tests.scenes import (
     record,
 )
 from workers.batches import to_annotations, to_image_and_target, to_target
+from workers.label_config import LabelConfig
+from workers.label_plan import prediction_label_map
 from workers.loader import RowGroupReader, epoch_plan, list_row_groups, training_batches
 
 SIZE = (HEIGHT, WIDTH)
@@ -172,3 +174,14 @@ def test_a_model_of_other_keypoints_is_refused():
     person = replace(LABELS.categories[1], keypoints=("nose", "mouth"))
     with pytest.raises(ValueError, match="gives 3 keypoints, and category 'person' has 2"):
         to_annotations(found(), LabelMap(categories=(LABELS.categories[0], person)))
+
+
+def test_a_dataset_of_boxes_takes_the_models_keypoints():
+    """Or what the model finds would be dropped, as of a category that has none."""
+    person = LABELS.categories[1]
+    boxes_alone = LabelMap(categories=(replace(person, category_id=4, keypoints=()),))
+    config = LabelConfig(input="images", model="model", allow_extra_classes=True)
+    found = prediction_label_map(boxes_alone, LABELS, config, "ref")
+    assert found.categories == (replace(person, category_id=4), replace(LABELS.categories[0], category_id=5))
+    other = LabelMap(categories=(replace(person, keypoints=("head", "hand")), LABELS.categories[0]))
+    assert prediction_label_map(other, LABELS, config, "ref") == other
