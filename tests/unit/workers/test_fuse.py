@@ -258,5 +258,5 @@ def test_from_the_command_line(dataset: str, capfd: pytest.CaptureFixture[str]) 
     told = json.loads(capfd.readouterr().out)
     assert (told["num_objects"], told["num_detections"], told["found"]) == (1, 2, False)
     assert [f["weight"] for f in open_predictions(told["reference"]).provenance["fused"]] == [2.0, 1.0]
-    assert app.run([*words[:-3], "--json"]) == console.FAILURE, "one weight for two sets"
+    assert app.run([*words[:-3], "--json"]) == console.BAD_INPUT, "one weight for two sets"
     assert "1 weights for 2" in capfd.readouterr().out
