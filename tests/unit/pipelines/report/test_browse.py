@@ -1,0 +1,149 @@
+"""What a gallery's files say: which images, upright, from datasets and from archives; and routing of the latter."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.ledger import Ledger
+from pipelines.predictions import ArchivePlace, PredictionSet, commit_predictions, open_predictions, write_predictions
+from pipelines.records import Annotations
+from pipelines.references import EmptyDataset
+from pipelines.report.browse import write_gallery
+from pipelines.route_rules import RouteRules
+from pipelines.routing import route
+from pipelines.schema import LabelRow
+from pipelines.shard_writing import label_rows
+from pipelines.storage import Store
+from pipelines.versions import open_dataset
+from tests.evaluated import make_evaluated, write_guesses
+from tests.making import LABEL_MAP, commit_records, encoded, record
+
+
+def read(folder: Path, name: str) -> Any:
+    """What a data file gives to the page."""
+    text = (folder / f"data/{name}.js").read_text("ascii")
+    assert text.endswith(");\n")
+    call, _, value = text.removesuffix(");\n").partition("(")
+    if call == "boxmillShard":
+        number, _, value = value.partition(",")
+        assert number == name
+    return json.loads(value)
+
+
+def one_box(score: float) -> Annotations:
+    return Annotations.from_boxes(np.array([[2.0, 3.0, 10.0, 4.0]]), np.array([7]), scores=np.array([score]))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> PredictionSet:
+    """Predictions of a folder of five images that lie elsewhere; one was cut and could not be labelled."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows, places = [], []
+    for number in range(5):
+        name = f"{number}.jpg"
+        (folder / name).write_bytes(encoded(seed=number)[: 60 if number == 4 else None])
+        failed = number == 4
+        rows.append(
+            LabelRow(
+                image_id=name,
+                row=number,
+                row_group=0,
+                split="",
+                coco_image_id=number,
+                width=24,
+                height=16,
+                annotations=None if failed else one_box((0.95, 0.5, 0.4, 0.1)[number]),
+                status="failed" if failed else "ok",
+                error="decode: cut" if failed else None,
+            )
+        )
+        places.append(ArchivePlace(source=str(folder), member=name, format="jpeg", exif_orientation=1))
+    uri = str(tmp_path / "out")
+    made = commit_predictions(
+        uri,
+        "pred",
+        [write_predictions(Store.open(uri), "pred", "archive-1", rows, places)],
+        plan_id="p",
+        label_map=LABEL_MAP,
+        images_version=None,
+        ledger=Ledger(),
+        provenance={"input": {"kind": "archive", "uri": str(folder)}},
+    )
+    return open_predictions(made.reference)
+
+
+def test_an_archive_is_routed_and_looked_through_where_it_lies(archive: PredictionSet, tmp_path: Path) -> None:
+    made = route(archive.reference, RouteRules(accept=0.9, reject=0.2))
+    assert {one: version.num_images for one, version in made.sets.items()} == {"accept": 1, "review": 2, "reject": 2}
+    review = open_predictions(made.sets["review"].reference)
+    assert review.is_archive and [r.image for r in review.records()] == [encoded(seed=1), encoded(seed=2)]
+    report = write_gallery(str(tmp_path / "g"), review.labels)
+    assert (report.num_images, report.unreadable, report.files) == (2, 0, 7)
+    index = read(tmp_path / "g", "index")
+    assert index["images"]["id"] == ["1.jpg", "2.jpg"] and index["images"]["u"] == [1.0, 0.8]
+    assert index["images"]["why"] == ["a score between the thresholds"] * 2
+    assert read(tmp_path / "g", "0")[0]["o"] == [{"b": [2.0, 3.0, 10.0, 4.0]}]
+
+
+def test_pictures_stand_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sink = io.BytesIO()
+    picture = Image.new("RGB", (24, 16), (0, 0, 0))
+    picture.paste((255, 255, 255), (2, 3, 12, 7))
+    picture.save(sink, "JPEG", exif=exif, quality=95)
+    turned = replace(
+        record(1), image=sink.getvalue(), sha256=hashlib.sha256(sink.getvalue()).hexdigest(), exif_orientation=6
+    )
+    uri = str(tmp_path / "d")
+    commit_records(uri, [turned], plan_id="p")
+    rows = [replace(row, annotations=one_box(0.5), status="ok") for row in label_rows([turned])]
+    predictions = write_guesses(open_dataset(uri), rows, LABEL_MAP)
+    write_gallery(str(tmp_path / "g"), predictions.labels, size=24)
+    images = read(tmp_path / "g", "index")["images"]
+    assert (images["w"], images["h"]) == ([16], [24])
+    x, y, w, h = read(tmp_path / "g", "0")[0]["o"][0]["b"]
+    assert (w, h) == (4.0, 10.0)
+    shown = np.asarray(Image.open(tmp_path / "g/thumbs/0.jpg").convert("L"))
+    assert shown.shape == (24, 16)
+    inside = shown[int(y) + 1 : int(y + h) - 1, int(x) + 1 : int(x + w) - 1]
+    assert inside.min() > 150 > np.median(shown)
+
+
+@pytest.mark.parametrize("choose", ["first", "random", "uncertain"])
+def test_at_most_so_many_images(tmp_path: Path, choose: Any) -> None:
+    made = make_evaluated(tmp_path / "d", num_train=2, num_val=12)
+    report = write_gallery(
+        str(tmp_path / "g"), made.dataset, made.predictions, most=5, choose=choose, size=32, measure="least_confident"
+    )
+    assert (report.num_images, report.total, len(list((tmp_path / "g/thumbs").iterdir()))) == (5, 12, 5)
+    images = read(tmp_path / "g", "index")["images"]
+    rows = {row.image_id: row for row in made.predictions.rows()}
+    unsure = {i: max((1 - s for s in row.annotations.scores), default=0.0) for i, row in rows.items()}
+    if choose == "uncertain":
+        assert set(images["id"]) == set(sorted(unsure, key=unsure.__getitem__)[-5:])
+    elif choose == "first":
+        assert images["id"] == list(rows)[:5]
+    for image_id, u, scores in zip(images["id"], images["u"], images["s"], strict=True):
+        assert u == round(unsure[image_id], 4)
+        assert scores == [round(s, 4) for s in rows[image_id].annotations.scores.tolist()]
+
+
+def test_what_makes_no_gallery_is_refused(tmp_path: Path) -> None:
+    commit_records(tmp_path / "d", [record(1)], plan_id="p")
+    dataset = open_dataset(str(tmp_path / "d"))
+    with pytest.raises(ValueError, match="size=8"):
+        write_gallery(str(tmp_path / "g"), dataset, size=8)
+    with pytest.raises(EmptyDataset, match="in the splits test"):
+        write_gallery(str(tmp_path / "g"), dataset, splits=["test"])
+    assert not (tmp_path / "g").exists()
