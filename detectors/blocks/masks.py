@@ -40,8 +40,9 @@ def mask_rles(
     if not 0 <= threshold < 1:
         raise ValueError(f"the mask threshold is {threshold}; it must be in 0..1 (1 excluded)")
     rles = []
-    for x, y, stretched in _stretched(crops, boxes, size):
-        rles.append(_runs((stretched > threshold).numpy(force=True), x, y, size))
+    # Run lengths are of this side of any device anyway, and crops are small.
+    for x, y, stretched in _stretched(crops.detach().cpu(), boxes.detach().cpu(), size):
+        rles.append(_runs(stretched.numpy() > threshold, x, y, size))
     return rles
 
 
@@ -50,11 +51,18 @@ def paste_masks(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args, Raises: as of ``mask_rles``.
     """
-    dense = crops.new_zeros((len(crops), *size))
+    dense = _zeros(crops, (len(crops), *size))
     for canvas, (x, y, stretched) in zip(dense, _stretched(crops, boxes, size)):
         height, width = stretched.shape
         canvas[y : y + height, x : x + width] = stretched
     return dense
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        return like.new_zeros(shape)
+    # Pages that the system hands out as zeros and that nothing is pasted into are never written, as torch's would be.
+    return torch.from_numpy(np.zeros(shape, dtype=np.float32))
 
 
 def _stretched(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
@@ -70,7 +78,8 @@ def _stretched(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[
         stretched = F.interpolate(crop[None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
         left, top = min(max(x1, 0), size[1]), min(max(y1, 0), size[0])
         right, bottom = max(min(x2 + 1, size[1]), left), max(min(y2 + 1, size[0]), top)
-        yield left, top, stretched[top - y1 : bottom - y1, left - x1 : right - x1]
+        inside = (left, top, right - left, bottom - top) == (x1, y1, width, height)
+        yield left, top, stretched if inside else stretched[top - y1 : bottom - y1, left - x1 : right - x1]
 
 
 def _whole_boxes(boxes: Tensor, cells: int) -> Tensor:
@@ -87,10 +96,10 @@ def _runs(mask: NDArray[np.bool_], x: int, y: int, size: tuple[int, int]) -> NDA
     """Run lengths of an image whose only pixels are those of (h, w) ``mask``, the top left one at ``x``, ``y``."""
     height, width = mask.shape
     total = size[0] * size[1]
-    # Columns one after the other, with a 0 above and below each: what is between two changes is a run.
-    columns = np.zeros((width, height + 2), dtype=np.int8)
-    columns[:, 1:-1] = mask.T
-    column, row = np.nonzero(np.diff(columns, axis=1))
+    # Columns one after the other, with a 0 between them: what lies between two changes is a run.
+    flat = np.zeros(1 + width * (height + 1), dtype=np.bool_)
+    flat[1:].reshape(width, height + 1)[:, :height] = mask.T
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), height + 1)
     changes = (column + x) * size[0] + row + y
     if height == size[0] and len(changes):
         # A run that reaches the foot of a column goes on at the head of the next one.
@@ -98,5 +107,7 @@ def _runs(mask: NDArray[np.bool_], x: int, y: int, size: tuple[int, int]) -> NDA
         apart = starts[1:] != ends[:-1]
         starts, ends = starts[np.r_[True, apart]], ends[np.r_[apart, True]]
         changes = np.stack([starts, ends], 1).ravel()
-    counts = np.diff(changes, prepend=0, append=total)
+    ends = np.append(changes, total)
+    counts = ends.copy()
+    counts[1:] -= ends[:-1]
     return counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts
