@@ -5,15 +5,12 @@ Shapes: N objects, H x W pixels of the stored image, h x w pixels of the bitmaps
 
 from __future__ import annotations
 
-from typing import Any
-
-import hotcoco
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pycocotools import mask as coco_mask
 
-from pipelines.metrics.rles import RleDict, mask_boxes, to_rle
+from pipelines.metrics.rles import RleDict, decode_mask, mask_boxes, to_rle
 from pipelines.records import Annotations, BoolArray, IntArray, Polygons, Rle
 
 LEAST_OUTLINE = 6
@@ -103,7 +100,7 @@ def _place(canvas: BoolArray, mask: RleDict) -> None:
     COCO's bitmaps run down the columns: turning more than the object's own region would cost more than drawing it.
     """
     x, y, width, height = (int(v) for v in mask_boxes([mask])[0])
-    pixels: Any = hotcoco.mask.decode(mask)
+    pixels = decode_mask(mask)
     top, rows = _samples(canvas.shape[0], pixels.shape[0], y, y + height)
     left, columns = _samples(canvas.shape[1], pixels.shape[1], x, x + width)
     canvas[top : top + len(rows), left : left + len(columns)] = pixels[np.ix_(rows, columns)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -92,6 +93,7 @@ class RowGroupRef:
     splits: Mapping[str, int]
 
 
+_READERS = 4  # files that are fetched at once
 _FACTS = [f.name for f in IMAGES if f.name != "image"]
 
 
@@ -136,6 +138,17 @@ def read_label_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
     content = _label_bytes(ref.uri, ref.label_path)
     # Some kilobytes of a file that is in memory: other threads cost more than they help.
     return pq.ParquetFile(pa.BufferReader(content)).read(columns=list(columns), use_threads=False)
+
+
+def open_label_files(refs: Sequence[ShardRef]) -> list[pq.ParquetFile]:
+    """The labels of many shards, to be decoded one after the other: so memory is used again, not taken anew.
+
+    Raises:
+        CorruptShard: a file differs from the digest in its name.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        contents = pool.map(lambda ref: _label_bytes(ref.uri, ref.label_path), refs)
+        return [pq.ParquetFile(pa.BufferReader(content)) for content in contents]
 
 
 def read_row_group(

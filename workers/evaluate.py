@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.metrics.analysis import Analysis, analyse
-from pipelines.metrics.coco import CocoMetrics, metrics_of
+from pipelines.metrics.coco import CocoMetrics, evaluate_columns, metrics_of
 from pipelines.metrics.coco import evaluate as evaluate_coco
 from pipelines.metrics.counting import counts_of
 from pipelines.metrics.grouping import SIZE, image_groups
+from pipelines.metrics.incremental import evaluate_incrementally
 from pipelines.metrics.lvis import LvisMetrics
 from pipelines.metrics.match_files import write_matches
 from pipelines.metrics.matches import MatchTable, match_images
-from pipelines.metrics.pairing import Pairs, pair
-from pipelines.metrics.settings import IouType, MatchSettings, coco_settings
+from pipelines.metrics.pairing import Pairs, pair, unpaired
+from pipelines.metrics.reading import read_columns
+from pipelines.metrics.settings import IouType, MatchSettings, coco_settings, with_sigmas
 from pipelines.metrics.voc import VocMetrics
-from pipelines.predictions import open_predictions
+from pipelines.predictions import PredictionSet, open_predictions
 from pipelines.records import Annotations
 from pipelines.report import write_report
 from pipelines.report.markdown import to_markdown
 from pipelines.storage import split_uri
-from pipelines.versions import open_dataset
+from pipelines.versions import Dataset, open_dataset
 from workers.evaluate_protocols import Protocol, check_protocol, measure_lvis, measure_voc
 from workers.progress import Progress
 
@@ -47,6 +49,8 @@ class EvaluationResult:
         images_without_row: images with truth but no prediction; counted as nothing found.
         failed_images: images that the model could not read; likewise.
         report_uri, metrics_uri, markdown_uri, matches_uri: None where none was asked for.
+        shards_matched, shards_known: of which shards detections were matched, and of which the matches were in the
+            cache; None where no cache was given or used.
     """
 
     metrics: CocoMetrics
@@ -64,6 +68,8 @@ class EvaluationResult:
     metrics_uri: str | None = None
     markdown_uri: str | None = None
     matches_uri: str | None = None
+    shards_matched: int | None = None
+    shards_known: int | None = None
 
     @property
     def stats(self) -> dict[str, float]:
@@ -102,6 +108,7 @@ def evaluate(
     oks_sigmas: Mapping[str, Sequence[float]] | None = None,
     baseline: Mapping[str, float] | None = None,
     title: str = "Detection report",
+    cache_uri: str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Metrics of predictions against truth, and what can be learnt from the mistakes.
@@ -127,6 +134,9 @@ def evaluate(
         oks_sigmas: spreads of keypoints by category, where they are not COCO's 17.
         baseline: an untrained model's numbers by name, shown beside these in the report.
         title: of the report.
+        cache_uri: folder that remembers what each shard's matches count, so that a later evaluation matches only
+            shards that have changed. It serves COCO's numbers alone; whatever needs the matches themselves (a
+            report, files, parts, a comparison) makes them anew.
     Raises:
         DatasetNotFound: of any reference.
         CategoryMismatch: a predicted category that the truth does not have.
@@ -137,6 +147,11 @@ def evaluate(
     tell = progress or _silent
     tell("evaluate", 0, steps)
     dataset, predictions = open_dataset(dataset_ref), open_predictions(predictions_ref)
+    # All that needs the match table: without it only what can come to count is read and compared.
+    wanted = bool(by) or any(u is not None for u in (report_uri, metrics_uri, markdown_uri, matches_uri, compare_ref))
+    settings = with_sigmas(coco_settings(iou_type), oks_sigmas)
+    if protocol == "coco" and not wanted:
+        return _numbers(dataset, predictions, splits, settings, cache_uri, tell)
     pairs = pair(dataset, predictions, splits)
     tell("evaluate", 1, steps)
     found: VocMetrics | LvisMetrics | None = None
@@ -144,11 +159,8 @@ def evaluate(
         pairs, found = measure_lvis(dataset, pairs, iou_type)
     elif protocol != "coco":
         found = measure_voc(pairs, protocol)
-    settings = coco_settings(iou_type) if not isinstance(found, LvisMetrics) else found.coco.settings
-    if oks_sigmas:
-        settings = replace(settings, oks_sigmas={name: tuple(values) for name, values in oks_sigmas.items()})
-    # All that needs the match table: without it only what can come to count is compared.
-    wanted = bool(by) or any(u is not None for u in (report_uri, metrics_uri, markdown_uri, matches_uri, compare_ref))
+    if isinstance(found, LvisMetrics):
+        settings = with_sigmas(found.coco.settings, oks_sigmas)
     table = _match(pairs, settings) if wanted else None
     metrics = _coco_metrics(pairs, settings, table) if not isinstance(found, LvisMetrics) else found.coco
     tell("evaluate", 2, steps, AP=metrics.stats["AP"], AP50=metrics.stats["AP50"])
@@ -204,6 +216,38 @@ def evaluate(
     if markdown_uri is not None:
         _write(markdown_uri, to_markdown(result.to_json(), title=title, notes=notes(pairs)))
     return result
+
+
+def _numbers(
+    dataset: Dataset,
+    predictions: PredictionSet,
+    splits: Collection[str] | None,
+    settings: MatchSettings,
+    cache_uri: str | None,
+    tell: Progress,
+) -> EvaluationResult:
+    """COCO's numbers alone, from columns, or from what a cache knows."""
+    others = unpaired(dataset, predictions, splits)
+    tell("evaluate", 1, 2)
+    matched = known = None
+    if cache_uri is not None:
+        done = evaluate_incrementally(dataset, predictions, splits, settings=settings, cache_uri=cache_uri)
+        metrics, matched, known = done.metrics, done.matched, done.known
+    else:
+        truth, found = read_columns(dataset, predictions, splits, iou_type=settings.iou_type)
+        metrics = evaluate_columns(truth, found, dataset.label_map, settings)
+    tell("evaluate", 2, 2, AP=metrics.stats["AP"], AP50=metrics.stats["AP50"])
+    return EvaluationResult(
+        metrics=metrics,
+        dataset_ref=dataset.reference,
+        predictions_ref=predictions.reference,
+        splits=tuple(sorted(splits if splits is not None else dataset.splits)),
+        unknown_images=others.unknown,
+        images_without_row=others.without_row,
+        failed_images=tuple(image_id for image_id, _ in others.failed),
+        shards_matched=matched,
+        shards_known=known,
+    )
 
 
 def _match(pairs: Pairs, settings: MatchSettings) -> MatchTable:

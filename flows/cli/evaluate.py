@@ -48,6 +48,12 @@ def evaluate(
     matches: Annotated[
         str | None, typer.Option("--matches", help="Write every match as Parquet into this folder, any fsspec URL.")
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            "--cache", help="Folder that remembers matches: only changed shards are matched again. Any fsspec URL."
+        ),
+    ] = None,
     resamples: Annotated[
         int | None, typer.Option(min=0, help="Draws of the images for intervals, 0 for none. Default: 1000.")
     ] = None,
@@ -73,6 +79,7 @@ def evaluate(
         "metrics": metrics,
         "markdown": markdown,
         "matches": matches,
+        "cache": cache,
         "resamples": resamples,
         "title": title,
     }
@@ -109,3 +116,5 @@ def _show(found: dict[str, Any]) -> None:
         console.note(f"report: {found['report']}")
     if found["matches"]:
         console.note(f"matches: {found['matches']}")
+    if found["shards_matched"] is not None:
+        console.note(f"shards matched: {found['shards_matched']}, known from the cache: {found['shards_known']}")

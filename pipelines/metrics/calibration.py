@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import hotcoco
 import numpy as np
 
 from pipelines.metrics.matches import IGNORED, TRUE, MatchTable
 from pipelines.metrics.ranking import threshold_index
-from pipelines.records import BoolArray, FloatArray
+from pipelines.records import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,20 +99,36 @@ def measure_calibration(table: MatchTable, *, iou: float = 0.5, num_bins: int = 
 
 
 def _bins(scores: FloatArray, right: BoolArray, num_bins: int) -> tuple[ReliabilityBin, ...]:
+    counts, score_sums, right_sums = _sums(scores, right, num_bins)
     return tuple(
         ReliabilityBin(
-            low=b["bin_lower"],
-            high=b["bin_upper"],
-            count=b["count"],
-            mean_score=b["avg_confidence"] if b["count"] else None,
-            precision=b["avg_accuracy"] if b["count"] else None,
+            low=at / num_bins,
+            high=(at + 1) / num_bins,
+            count=int(count),
+            mean_score=float(score_sums[at] / count) if count else None,
+            precision=float(right_sums[at] / count) if count else None,
         )
-        for b in hotcoco.metrics.calibration_curve(scores, right, num_bins)
+        for at, count in enumerate(counts)
     )
 
 
 def _errors(scores: FloatArray, right: BoolArray, num_bins: int) -> ClassCalibration:
     if not len(scores):
         return ClassCalibration(count=0, ece=None, mce=None, overconfidence=None)
-    ece, mce = hotcoco.metrics.calibration_error(scores, right, num_bins)
-    return ClassCalibration(count=len(scores), ece=ece, mce=mce, overconfidence=float(np.mean(scores) - np.mean(right)))
+    counts, score_sums, right_sums = _sums(scores, right, num_bins)
+    some = counts > 0
+    gaps = np.abs(right_sums[some] - score_sums[some]) / counts[some]
+    return ClassCalibration(
+        count=len(scores),
+        ece=float((gaps * counts[some]).sum() / len(scores)),
+        mce=float(gaps.max()),
+        overconfidence=float(np.mean(scores) - np.mean(right)),
+    )
+
+
+def _sums(scores: FloatArray, right: BoolArray, num_bins: int) -> tuple[IntArray, FloatArray, FloatArray]:
+    """(num_bins,) detections, sums of their scores, and how many of them are right; a score of 1 is in the last bin."""
+    at = np.minimum((scores * num_bins).astype(np.int64), num_bins - 1)
+    counts = np.bincount(at, minlength=num_bins).astype(np.int64)
+    score_sums, right_sums = (np.bincount(at, weights=of, minlength=num_bins) for of in (scores, right))
+    return counts, score_sums.astype(np.float64), right_sums.astype(np.float64)

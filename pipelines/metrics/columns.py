@@ -5,12 +5,12 @@ Shapes: N objects of all images together, I images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.metrics.rles import BrokenMask, RleDict, mask_areas, to_rle
+from pipelines.metrics.rles import BrokenMask, RleDict, mask_areas, pick_masks, to_rle
 from pipelines.metrics.settings import IouType
 from pipelines.records import Annotations, BoolArray, FloatArray, IntArray, LabelMap
 
@@ -48,7 +48,7 @@ class ObjectColumns:
     iscrowd: BoolArray
     ignored: BoolArray
     scores: FloatArray
-    masks: tuple[RleDict, ...] | None = None
+    masks: Sequence[RleDict] | None = None
     keypoints: tuple[FloatArray, ...] | None = None
 
     def __len__(self) -> int:
@@ -56,11 +56,12 @@ class ObjectColumns:
 
     def take(self, rows: IntArray) -> ObjectColumns:
         """Some of the objects, of all images."""
+        masks = None if self.masks is None else tuple(pick_masks(self.masks, rows))
         plain = ("images", "ids", "labels", "boxes_xywh", "area", "iscrowd", "ignored", "scores")
         return replace(
             self,
             **{name: getattr(self, name)[rows] for name in plain},
-            masks=None if self.masks is None else tuple(self.masks[at] for at in rows),
+            masks=masks,
             keypoints=None if self.keypoints is None else tuple(self.keypoints[at] for at in rows),
         )
 

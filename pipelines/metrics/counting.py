@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.metrics.columns import ObjectColumns
-from pipelines.metrics.matches import FALSE, IGNORED, TRUE, MatchTable, outcomes_of, truths_ignored
-from pipelines.metrics.matching import best_first, least_iou, match_pairs, ranks_in_groups
+from pipelines.metrics.matches import FALSE, IGNORED, TRUE, MatchTable, areas_outside, outcomes_of, truths_ignored
+from pipelines.metrics.matching import best_first, least_iou, match_pairs, ranks_in_images
 from pipelines.metrics.settings import RECALL_POINTS, MatchSettings
 from pipelines.metrics.similarity import similar_pairs
 from pipelines.records import BoolArray, FloatArray, IntArray, LabelMap
@@ -88,15 +88,14 @@ def count_columns(
     """
     thresholds = np.array(settings.iou_thresholds)
     groups = found.images * len(label_map) + found.labels
-    rank = ranks_in_groups(groups, found.scores)
+    rank = ranks_in_images(found.images, found.labels, found.scores)
     taking_part = np.flatnonzero(rank < settings.max_detections[-1])
     pairs = similar_pairs(truth, found, taking_part, label_map, settings, least=least_iou(thresholds))
     ignored = truths_ignored(truth, settings)
-    rows, takes = match_pairs(pairs, groups, rank, ignored, truth.iscrowd, thresholds)
-    outside = np.column_stack([(found.area < area.low) | (found.area > area.high) for area in settings.areas])
+    matches = match_pairs(pairs, groups, rank, ignored, truth.iscrowd, thresholds)
+    outside = areas_outside(found.area, settings)
     if unjudged is not None:
-        outside = outside | unjudged[:, None]
-    alone = np.where(outside[rows], IGNORED, FALSE).astype(np.uint8)[:, :, None]
+        outside |= unjudged[:, None]
     return Counts(
         image_ids=truth.image_ids,
         image_numbers=truth.image_numbers[found.images],
@@ -104,8 +103,8 @@ def count_columns(
         rank=rank,
         scores=found.scores,
         outside=outside,
-        rows=rows,
-        outcomes=np.where(takes >= 0, outcomes_of(takes, ignored), alone),
+        rows=matches.rows,
+        outcomes=outcomes_of(matches, outside),
         truths=_truths(truth.labels, ignored, len(label_map)),
         truths_per_class=truth.objects_per_class(len(label_map)),
         detections_per_class=found.objects_per_class(len(label_map)),
@@ -114,8 +113,7 @@ def count_columns(
 
 def counts_of(table: MatchTable) -> Counts:
     """Of a match table, without matching again."""
-    areas = table.settings.areas
-    outside = np.column_stack([(table.area < area.low) | (table.area > area.high) for area in areas])
+    outside = areas_outside(table.area, table.settings)
     alone = np.where(outside, IGNORED, FALSE).astype(np.uint8)[:, :, None]
     taking_part = table.rank < table.settings.max_detections[-1]
     rows = np.flatnonzero((table.outcomes != alone).any(axis=(1, 2)) & taking_part)
@@ -169,83 +167,151 @@ def merge_counts(parts: Sequence[Counts]) -> Counts:
 
 def accumulate(counts: Counts, settings: MatchSettings) -> EvaluationArrays:
     """Precision and recall of all classes, area ranges, thresholds and limits."""
-    classes, areas = counts.truths.shape
-    shape = (len(settings.iou_thresholds), len(RECALL_POINTS), classes, areas, len(settings.max_detections))
+    thresholds, (classes, areas), limits = len(settings.iou_thresholds), counts.truths.shape, settings.max_detections
+    shape = (areas, len(limits), thresholds, classes, len(RECALL_POINTS))
     precision, scores = np.full(shape, NO_TRUTH), np.full(shape, NO_TRUTH)
-    recall = np.full((shape[0], *shape[2:]), NO_TRUTH)
-    # Rows of images in ascending order lie as ties are decided already, and sorting keeps equal ones as they lie.
-    ascending = bool((counts.image_numbers[1:] >= counts.image_numbers[:-1]).all())
-    if ascending:
-        order = best_first(counts.labels, counts.scores)
-    else:
-        order = np.lexsort((counts.rank, counts.image_numbers, -counts.scores, counts.labels))
+    recall = np.full(shape[:-1], NO_TRUTH)
     needed = _needed(counts.truths)
-    known = counts.truths > 0
-    for m, most in enumerate(settings.max_detections):
-        kept = order[counts.rank[order] < most]
-        at_most = _accumulate(counts, kept, needed)
-        precision[..., m] = np.where(known, at_most.precision, NO_TRUTH)
-        scores[..., m] = np.where(known, at_most.scores, NO_TRUTH)
-        recall[..., m] = np.where(known, at_most.recall, NO_TRUTH)
-    return EvaluationArrays(precision=precision, recall=recall, scores=scores, engine="boxmill")
+    order = _order(counts)
+    rank, inside = counts.rank[order], [~counts.outside[order, area] for area in range(areas)]
+    every = _Takers.of(counts, order)
+    for m, most in enumerate(limits):
+        partake = rank < most
+        takers = every.below(most)
+        # A recall of nothing is reached by the first detection, right or wrong.
+        best = np.zeros(classes)
+        first = np.flatnonzero(partake)
+        some, place = np.unique(counts.labels[order[first]], return_index=True)
+        best[some] = counts.scores[order[first[place]]]
+        for area in range(areas):
+            running = np.cumsum(partake & inside[area], dtype=np.int32)
+            own = np.flatnonzero(counts.truths[:, area])
+            for threshold in range(thresholds):
+                found = takers.at(area, threshold, running, needed[area])
+                at = (area, m, threshold)
+                precision[at][own], scores[at][own] = found.precision[own], found.scores[own]
+                recall[at][own] = found.right[own] / counts.truths[own, area]
+            scores[area, m][:, own, 0] = best[own]
+    return EvaluationArrays(
+        precision=precision.transpose(2, 4, 3, 0, 1),
+        recall=recall.transpose(2, 3, 0, 1),
+        scores=scores.transpose(2, 4, 3, 0, 1),
+        engine="boxmill",
+    )
+
+
+def _order(counts: Counts) -> IntArray:
+    """(N,) rows by class, then the best first."""
+    # Rows of images in ascending order lie as ties are decided already, and sorting keeps equal ones as they lie.
+    if (counts.image_numbers[1:] >= counts.image_numbers[:-1]).all():
+        return best_first(counts.labels, counts.scores)
+    return np.lexsort((counts.rank, counts.image_numbers, -counts.scores, counts.labels))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _AtMost:
-    precision: FloatArray  # (T, R, K, A)
+class _Found:
+    """Of one area range, threshold and limit: precision and scores (K, R), and (K,) how many detections are right."""
+
+    precision: FloatArray
     scores: FloatArray
-    recall: FloatArray  # (T, K, A)
+    right: IntArray
 
 
-def _accumulate(counts: Counts, order: IntArray, needed: IntArray) -> _AtMost:
-    """Of the detections ``order``, which lie by class and descending score."""
-    classes, areas = counts.truths.shape
-    labels = counts.labels[order]
-    first = np.searchsorted(labels, np.arange(classes + 1))
-    place = np.full(len(counts.labels), -1, np.int64)
-    place[order] = np.arange(len(order))
-    takers = np.flatnonzero(place[counts.rows] >= 0)
-    takers = takers[np.argsort(place[counts.rows[takers]])]
-    rows = counts.rows[takers]
-    at, own = place[rows], counts.labels[rows]
-    outcomes = np.ascontiguousarray(counts.outcomes[takers].transpose(1, 2, 0))  # (A, T, D)
-    right = outcomes == TRUE
-    area, threshold, taker = np.nonzero(right)
-    segment = (area * outcomes.shape[1] + threshold) * classes + own[taker]
-    num_right = np.bincount(segment, minlength=areas * outcomes.shape[1] * classes)
-    begins = np.cumsum(num_right) - num_right
-    tp = np.arange(1, len(segment) + 1) - begins[segment]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Takers:
+    """The D detections whose outcome is not that of one that takes no truth, by class and the best first.
 
-    # Detections that count, up to each taker: as if none took a truth, and what the takers change.
-    inside = ~counts.outside[order]
-    running = np.concatenate([np.zeros((1, areas), np.int64), np.cumsum(inside, axis=0)])
-    change = (outcomes != IGNORED).astype(np.int8) - inside[at].T[:, None, :].astype(np.int8)
-    changed = np.cumsum(change, axis=2, dtype=np.int32)
-    changed = np.concatenate([np.zeros((*changed.shape[:2], 1), np.int32), changed], axis=2)
-    first_taker = np.searchsorted(at, first[:-1])
-    counted = running[at[taker] + 1, area] - running[first[own[taker]], area]
-    counted += changed[area, threshold, taker + 1] - changed[area, threshold, first_taker[own[taker]]]
+    Attributes:
+        place: (D,) int64 of each in the order of all.
+        labels, rank, scores: (D,)
+        right: (A, T, D) bool.
+        change: (A, T, D) int8, what each adds to the number of those that count, as if it took no truth.
+        first, first_place: (K,) where each class begins, here and in the order of all.
+    """
 
-    fp = (counted - tp).astype(np.float64)
-    envelope = tp / (fp + tp + np.spacing(1))
-    for start, length in zip(begins[num_right > 1], num_right[num_right > 1], strict=True):
-        backwards = envelope[start : start + length][::-1]
-        np.maximum.accumulate(backwards, out=backwards)
+    place: IntArray
+    labels: IntArray
+    rank: IntArray
+    scores: FloatArray
+    right: BoolArray
+    change: NDArray[np.int8]
+    first: IntArray
+    first_place: IntArray
 
-    by_class = (areas, outcomes.shape[1], classes)
-    num_right, begins = num_right.reshape(by_class), begins.reshape(by_class)
-    reached = needed[:, None] < num_right[..., None]  # (A, T, K, R)
-    wanted = np.where(reached, begins[..., None] + needed[:, None], -1)
-    # The last entry stands for a recall that is not reached.
-    precision = np.append(envelope, 0.0)[wanted]
-    scores = np.append(counts.scores[rows[taker]], 0.0)[wanted]
-    # A recall of nothing is reached by the first detection, right or wrong.
-    some = first[1:] > first[:-1]
-    scores[:, :, some, 0] = counts.scores[order[first[:-1][some]]]
-    recall = num_right / np.maximum(counts.truths.T[:, None, :], 1)
-    return _AtMost(
-        precision=precision.transpose(1, 3, 2, 0), scores=scores.transpose(1, 3, 2, 0), recall=recall.transpose(1, 2, 0)
-    )
+    @classmethod
+    def of(cls, counts: Counts, order: IntArray) -> _Takers:
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        takers = np.argsort(place[counts.rows])
+        rows = counts.rows[takers]
+        outcomes = np.ascontiguousarray(counts.outcomes[takers].transpose(1, 2, 0))
+        counted = (outcomes != IGNORED).view(np.int8)
+        alone = ~counts.outside[rows].T
+        classes = np.arange(len(counts.truths))
+        return cls(
+            place=place[rows],
+            labels=counts.labels[rows],
+            rank=counts.rank[rows],
+            scores=counts.scores[rows],
+            right=outcomes == TRUE,
+            change=counted - alone[:, None, :].view(np.int8),
+            first=np.searchsorted(counts.labels[rows], classes),
+            first_place=np.searchsorted(counts.labels[order], classes),
+        )
+
+    def below(self, most: int) -> _Takers:
+        """Those of a lower rank."""
+        kept = np.flatnonzero(self.rank < most)
+        if len(kept) == len(self.rank):
+            return self
+        return _Takers(
+            place=self.place[kept],
+            labels=self.labels[kept],
+            rank=self.rank[kept],
+            scores=self.scores[kept],
+            right=self.right[:, :, kept],
+            change=self.change[:, :, kept],
+            first=np.searchsorted(self.labels[kept], np.arange(len(self.first))),
+            first_place=self.first_place,
+        )
+
+    def at(self, area: int, threshold: int, running: NDArray[np.int32], needed: IntArray) -> _Found:
+        """Precision at recall points.
+
+        Args:
+            area, threshold: by number.
+            running: (N,) how many detections count up to each, in the order of all.
+            needed: (K, R) see ``_needed``.
+        """
+        classes, points = needed.shape
+        changed = np.cumsum(self.change[area, threshold], dtype=np.int32)
+        at = np.flatnonzero(self.right[area, threshold])
+        own = self.labels[at]
+        right = np.bincount(own, minlength=classes)
+        begins = np.cumsum(right) - right
+        before = _before(running, self.first_place) + _before(changed, self.first)
+        counted = running[self.place[at]] + changed[at] - before[own]
+        tp = np.arange(1, len(at) + 1) - begins[own]
+        fp = (counted - tp).astype(np.float64)
+        precise = tp / (fp + tp + np.spacing(1))
+
+        precision, scores = np.zeros((2, classes, points))
+        reached = needed < right[:, None]
+        wanted = (begins[:, None] + needed)[reached]
+        if len(wanted):
+            # The first point of a class is its first detection: so each stretch ends where the next one begins.
+            precision[reached] = np.maximum.reduceat(precise, wanted)
+            backwards = precision[:, ::-1]
+            np.maximum.accumulate(backwards, axis=1, out=backwards)
+            scores[reached] = self.scores[at[wanted]]
+        return _Found(precision=precision, scores=scores, right=right)
+
+
+def _before(running: NDArray[np.int32], first: IntArray) -> NDArray[np.int32]:
+    """(K,) the sum up to where each class begins."""
+    if not len(running):
+        return np.zeros(len(first), np.int32)
+    return np.where(first > 0, running[first - 1], np.int32(0))
 
 
 def _needed(truths: IntArray) -> IntArray:

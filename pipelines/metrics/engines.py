@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import io
 from typing import Any, Literal, assert_never
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from pipelines.metrics.columns import ObjectColumns
 from pipelines.metrics.counting import NO_TRUTH, EvaluationArrays, accumulate, count_columns
+from pipelines.metrics.rles import load_hotcoco
 from pipelines.metrics.settings import RECALL_POINTS, MatchSettings
 from pipelines.records import LabelMap
 
@@ -29,12 +29,12 @@ def count(
     """Match and accumulate precision and recall.
 
     Raises:
-        ValueError: an unknown engine, ``hotcoco`` is asked for and not installed, a library cannot count this.
+        ValueError: an unknown engine, ``hotcoco`` is asked for and cannot be loaded, a library cannot count this.
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
-    if engine == "hotcoco" and importlib.util.find_spec("hotcoco") is None:
-        raise ValueError("engine 'hotcoco' is not installed; pip install hotcoco, or use engine='auto'")
+    if engine == "hotcoco" and load_hotcoco() is None:
+        raise ValueError("engine 'hotcoco' is not installed or cannot be loaded; pip install hotcoco, or use 'auto'")
     if not truth.image_ids or not len(label_map):
         return _nothing(len(label_map), settings)
     match engine:
@@ -67,8 +67,7 @@ def _nothing(num_classes: int, settings: MatchSettings) -> EvaluationArrays:
 def _hotcoco(
     truth: ObjectColumns, found: ObjectColumns, label_map: LabelMap, settings: MatchSettings
 ) -> dict[str, Any]:
-    import hotcoco
-
+    hotcoco = load_hotcoco()
     if settings.iou_type == "keypoints":
         dataset = hotcoco.COCO(_document(truth, label_map, settings))
         # Not load_res: it would take the boxes' areas for those of the keypoints.

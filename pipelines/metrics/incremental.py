@@ -120,14 +120,14 @@ def count_unit(
 ) -> UnitCounts:
     """Read and match one unit; what a worker does."""
     masks = settings.iou_type == "segm"
-    numbers = read_label_files(unit.truths, splits, masks=masks)
+    numbers = read_label_files(unit.truths, splits, masks=masks, scored=False)
     if settings.iou_type == "keypoints" and len(numbers.image_ids):
         own = replace(dataset, shards=unit.truths)
         guesses = replace(predictions, labels=replace(predictions.labels, shards=unit.predictions))
         truth, found = read_columns(own, guesses, splits, iou_type="keypoints")
     else:
         truth = truth_of(numbers, dataset.label_map)
-        given = read_label_files(unit.predictions, masks=masks)
+        given = read_label_files(unit.predictions, masks=masks, scored=True)
         new_ids = predicted_category_ids(dataset, predictions)
         found = found_of(given, truth, predictions.label_map, dataset.label_map, new_ids)
     ids = dict(zip(numbers.image_ids.to_pylist(), numbers.coco_image_ids.tolist(), strict=True))

@@ -20,7 +20,7 @@ import numpy as np
 from pipelines.metrics.coco import NO_TRUTH, CocoMetrics, metrics_of, number_or_none
 from pipelines.metrics.columns import ObjectColumns, Size, detection_columns, truth_columns
 from pipelines.metrics.counting import count_columns
-from pipelines.metrics.matching import ranks_in_groups
+from pipelines.metrics.matching import ranks_in_images
 from pipelines.metrics.settings import IouType, MatchSettings
 from pipelines.records import Annotations, BoolArray, LabelMap
 
@@ -100,7 +100,7 @@ def evaluate_lvis(
     truth = truth_columns(truths, label_map, iou_type=iou_type, sizes=sizes, numbers=numbers)
     found = detection_columns(detections, label_map, truth, iou_type=iou_type, sizes=sizes)
     # The limit comes first: detections of classes that are not judged use it up too.
-    best = ranks_in_groups(found.images, found.scores) < MOST_AN_IMAGE
+    best = ranks_in_images(found.images, np.zeros_like(found.labels), found.scores) < MOST_AN_IMAGE
     there = np.unique(truth.images * len(label_map) + truth.labels)
     absent, partly = (_keys(truth, label_map, given) for given in (neg, not_exhaustive))
     keys = found.images * len(label_map) + found.labels

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.metrics.columns import ObjectColumns, Size, detection_columns, truth_columns
-from pipelines.metrics.matching import UNMATCHED, least_iou, match_pairs, ranks_in_groups
+from pipelines.metrics.matching import UNMATCHED, Matches, least_iou, match_pairs, ranks_in_images
 from pipelines.metrics.settings import MatchSettings
 from pipelines.metrics.similarity import Pairs, similar_pairs
 from pipelines.records import Annotations, BoolArray, FloatArray, IntArray, LabelMap
@@ -131,20 +131,20 @@ def match_columns(
     """As ``match_images``, of flat columns whose objects lie in the order of images."""
     thresholds = np.array(settings.iou_thresholds)
     groups = found.images * len(label_map) + found.labels
-    rank = ranks_in_groups(groups, found.scores)
+    rank = ranks_in_images(found.images, found.labels, found.scores)
     taking_part = rank < settings.max_detections[-1]
     everything = np.arange(len(found))
     alike = similar_pairs(truth, found, everything, label_map, settings, least=_SLIGHTEST, across_classes=True)
     same = alike.only(found.labels[alike.found] == truth.labels[alike.truths])
     candidates = same.only((same.iou >= least_iou(thresholds)) & taking_part[same.found])
     ignored = truths_ignored(truth, settings)
-    rows, takes = match_pairs(candidates, groups, rank, ignored, truth.iscrowd, thresholds)
+    matches = match_pairs(candidates, groups, rank, ignored, truth.iscrowd, thresholds)
 
     matched = np.full((len(found), len(thresholds)), UNMATCHED, np.int32)
-    matched[rows] = takes[:, 0]
-    outside = np.column_stack([(found.area < area.low) | (found.area > area.high) for area in settings.areas])
+    matched[matches.rows] = matches.truths
+    outside = areas_outside(found.area, settings)
     outcomes = np.repeat(np.where(outside, IGNORED, FALSE).astype(np.uint8)[:, :, None], len(thresholds), axis=2)
-    outcomes[rows] = np.where(takes >= 0, outcomes_of(takes, ignored), outcomes[rows])
+    outcomes[matches.rows] = outcomes_of(matches, outside)
     outcomes[~taking_part] = IGNORED
     best_iou, best_truth = _best(same.only(~truth.iscrowd[same.truths]), len(found))
     best_iou_any, best_truth_any = _best(alike, len(found))
@@ -184,12 +184,19 @@ def truths_ignored(truth: ObjectColumns, settings: MatchSettings) -> BoolArray:
     return np.column_stack([truth.ignored | far for far in outside])
 
 
-def outcomes_of(takes: NDArray[np.int32], ignored: BoolArray) -> NDArray[np.uint8]:
-    """(D, A, T) of detections that take truths; what is said of those that take none has no meaning."""
-    if not len(ignored):
-        return np.full(takes.shape, FALSE, np.uint8)
-    areas = np.arange(takes.shape[1])[None, :, None]
-    return np.where(ignored[takes, areas], IGNORED, TRUE).astype(np.uint8)
+def areas_outside(area: FloatArray, settings: MatchSettings) -> BoolArray:
+    """(N, A)"""
+    outside = np.empty((len(area), len(settings.areas)), np.bool_)
+    for at, given in enumerate(settings.areas):
+        np.logical_or(area < given.low, area > given.high, out=outside[:, at])
+    return outside
+
+
+def outcomes_of(matches: Matches, outside: BoolArray) -> NDArray[np.uint8]:
+    """(D, A, T) of the detections that have pairs; ``outside`` is (N, A), of all."""
+    alone = np.where(outside[matches.rows], IGNORED, FALSE).astype(np.uint8)[:, :, None]
+    taking = np.where(matches.right, np.uint8(TRUE), np.uint8(IGNORED))
+    return np.where(matches.takes, taking, alone)
 
 
 def _best(pairs: Pairs, num_detections: int) -> tuple[FloatArray, IntArray]:

@@ -10,6 +10,7 @@ import numpy as np
 from pipelines.predictions import PredictionSet
 from pipelines.records import Annotations, IntArray, LabelMap
 from pipelines.references import CategoryMismatch
+from pipelines.shards import ShardRef, read_label_columns
 from pipelines.versions import Dataset
 
 
@@ -58,8 +59,7 @@ def pair(dataset: Dataset, predictions: PredictionSet, splits: Collection[str] |
     new_ids = predicted_category_ids(dataset, predictions)
     truths = {row[0]: row for row in dataset.annotations(splits)}
     if not truths:
-        where = f" in split {', '.join(sorted(splits))}" if splits else ""
-        raise ValueError(f"{dataset.reference} has no labelled image{where}: there is nothing to measure against")
+        raise ValueError(_nothing_labelled(dataset, splits))
     found: dict[str, Annotations] = {}
     elsewhere = []
     for image_id, _, _, _, objects in predictions.annotations():
@@ -90,6 +90,55 @@ def pair(dataset: Dataset, predictions: PredictionSet, splits: Collection[str] |
         without_row=tuple(row[0] for row in ordered if row[0] not in found and row[0] not in dict(failed)),
         failed=failed,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpaired:
+    """What does not fit, as in ``Pairs``."""
+
+    unknown: tuple[str, ...]
+    without_row: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+
+
+def unpaired(dataset: Dataset, predictions: PredictionSet, splits: Collection[str] | None = None) -> Unpaired:
+    """What ``pair`` says of a whole evaluation, without reading an object.
+
+    Raises:
+        ValueError: a split that the dataset has not, or no labelled image in the splits.
+    """
+    _check_splits(dataset, splits)
+    given = [row for shard in dataset.shards for row in _rows(shard)]
+    truths = {name: (number, name) for name, number, split, labelled in given if labelled and _wanted(split, splits)}
+    if not truths:
+        raise ValueError(_nothing_labelled(dataset, splits))
+    rows = [(name, there) for shard in predictions.labels.shards for name, _, _, there in _rows(shard)]
+    found = {name for name, there in rows if there}
+    elsewhere = [name for name, there in rows if there and name not in truths]
+    known = set(dataset.index()["image_id"].to_pylist()) if elsewhere else set()
+    failed = tuple((name, error) for name, error in predictions.errors() if name in truths)
+    missing = truths.keys() - found - dict(failed).keys()
+    return Unpaired(
+        unknown=tuple(name for name in elsewhere if name not in known),
+        without_row=tuple(sorted(missing, key=truths.__getitem__)),
+        failed=failed,
+    )
+
+
+def _rows(shard: ShardRef) -> list[tuple[str, int, str, bool]]:
+    """Image id, COCO id, split, and whether somebody has looked at the image."""
+    table = read_label_columns(shard, ["image_id", "coco_image_id", "split", "objects.iscrowd"])
+    columns = [table[name].to_pylist() for name in ("image_id", "coco_image_id", "split")]
+    return list(zip(*columns, table["objects"].is_valid().to_pylist(), strict=True))
+
+
+def _wanted(split: str, splits: Collection[str] | None) -> bool:
+    return splits is None or split in splits
+
+
+def _nothing_labelled(dataset: Dataset, splits: Collection[str] | None) -> str:
+    where = f" in split {', '.join(sorted(splits))}" if splits else ""
+    return f"{dataset.reference} has no labelled image{where}: there is nothing to measure against"
 
 
 def _check_splits(dataset: Dataset, splits: Collection[str] | None) -> None:

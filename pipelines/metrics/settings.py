@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal, assert_never
 
@@ -139,3 +139,10 @@ def coco_settings(iou_type: IouType) -> MatchSettings:
             return MatchSettings(iou_type=iou_type, areas=COCO_KEYPOINT_AREAS, max_detections=(20,))
         case _:
             assert_never(iou_type)
+
+
+def with_sigmas(settings: MatchSettings, oks_sigmas: Mapping[str, Sequence[float]] | None) -> MatchSettings:
+    """The same with spreads of keypoints by category; as they are where there are none."""
+    if not oks_sigmas:
+        return settings
+    return replace(settings, oks_sigmas={name: tuple(values) for name, values in oks_sigmas.items()})

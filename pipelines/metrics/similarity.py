@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import assert_never
 
-import hotcoco
 import numpy as np
 
 from pipelines.metrics.columns import ObjectColumns
-from pipelines.metrics.rles import mask_boxes
+from pipelines.metrics.rles import mask_areas, mask_boxes, mask_ious, pick_masks
 from pipelines.metrics.settings import MatchSettings
 from pipelines.records import FloatArray, IntArray, LabelMap
 
 _PAIRS_AT_ONCE = 2**16  # a few columns of them stay in the cache of a core
+_KEYS_BY_TABLE = 4  # entries of a table a key, up to which looking up beats searching
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,20 +66,23 @@ def similar_pairs(
         least: above 0.
     """
     spread = 1 if across_classes else len(label_map)
-    truth_keys = truth.images * spread + (0 if across_classes else truth.labels)
-    keys = found.images[rows] * spread + (0 if across_classes else found.labels[rows])
-    boxes = _boxes(truth, settings), _boxes(found, settings)
+    truth_keys = truth.images if across_classes else truth.images * spread + truth.labels
+    keys = found.images if across_classes else found.images * spread + found.labels
+    if len(rows) < len(found):
+        keys = keys[rows]
+    truth_sizes = mask_areas(truth.masks or ()) if settings.iou_type == "segm" else np.zeros(0)
     parts = []
     for detections, truths in _pairs_of_groups(keys, truth_keys):
         detections = rows[detections]
         match settings.iou_type:
             case "bbox":
-                iou = box_iou(boxes[1][detections], boxes[0][truths], truth.iscrowd[truths])
+                iou = box_iou(found.boxes_xywh[detections], truth.boxes_xywh[truths], truth.iscrowd[truths])
             case "segm":
-                iou = box_iou(boxes[1][detections], boxes[0][truths], truth.iscrowd[truths])
-                near = np.flatnonzero(iou > 0)
+                sizes = found.area[detections], truth_sizes[truths]
+                most = _most_iou(*sizes, np.minimum(*sizes), truth.iscrowd[truths])
+                near = np.flatnonzero(most >= least)
                 detections, truths = detections[near], truths[near]
-                iou = _mask_iou(found, truth, detections, truths)
+                iou = _mask_iou(found, truth, detections, truths, truth_sizes, least, across_classes)
             case "keypoints":
                 iou = _oks(found, truth, detections, truths, label_map, settings)
             case _:
@@ -89,18 +92,10 @@ def similar_pairs(
     return Pairs.join(parts)
 
 
-def _boxes(columns: ObjectColumns, settings: MatchSettings) -> FloatArray:
-    return columns.boxes_xywh if settings.iou_type != "segm" else mask_boxes(columns.masks or ())
-
-
 def _pairs_of_groups(keys: IntArray, truth_keys: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
     """Rows of ``keys`` and of ``truth_keys`` that are equal, in blocks of whole detections."""
     order = np.argsort(truth_keys, kind="stable")
-    ordered = truth_keys[order]
-    first = np.searchsorted(ordered, keys, side="left")
-    count = np.searchsorted(ordered, keys, side="right") - first
-    some = np.flatnonzero(count)
-    first, count = first[some], count[some]
+    some, first, count = _runs_of(keys, truth_keys[order])
     ends = np.cumsum(count)
     at = 0
     while at < len(some):
@@ -110,6 +105,30 @@ def _pairs_of_groups(keys: IntArray, truth_keys: IntArray) -> Iterator[tuple[Int
         place = np.arange(int(counts.sum())) + np.repeat(first[at:stop] - begins, counts)
         yield np.repeat(some[at:stop], counts), order[place]
         at = stop
+
+
+def _runs_of(keys: IntArray, ordered: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Which keys are among the ordered ones, where the first of each is, and how many there are."""
+    highest = int(ordered[-1]) + 1 if len(ordered) else 0
+    if highest > _KEYS_BY_TABLE * (len(keys) + len(ordered)):
+        first = np.searchsorted(ordered, keys, side="left")
+        count = np.searchsorted(ordered, keys, side="right") - first
+        some = np.flatnonzero(count)
+        return some, first[some], count[some]
+    number = np.bincount(ordered, minlength=highest)
+    some = np.flatnonzero(np.append(number > 0, False)[np.minimum(keys, highest)])
+    there = keys[some]
+    return some, (np.cumsum(number) - number)[there], number[there]
+
+
+def box_overlap(found: FloatArray, truth: FloatArray) -> FloatArray:
+    """(P,) area that (P, 4) xywh boxes share, by pairs."""
+    low, high = (
+        np.maximum(found[:, :2], truth[:, :2]),
+        np.minimum(found[:, :2] + found[:, 2:], truth[:, :2] + truth[:, 2:]),
+    )
+    area: FloatArray = np.maximum(high - low, 0).prod(axis=1)
+    return area
 
 
 def box_iou(found: FloatArray, truth: FloatArray, iscrowd: np.ndarray) -> FloatArray:
@@ -127,26 +146,48 @@ def box_iou(found: FloatArray, truth: FloatArray, iscrowd: np.ndarray) -> FloatA
     return np.where((width > 0) & (height > 0), iou, 0.0)
 
 
-def _mask_iou(found: ObjectColumns, truth: ObjectColumns, detections: IntArray, truths: IntArray) -> FloatArray:
-    """(P,) by pairs of masks whose boxes overlap; one call for the detections of an image and class."""
+def _most_iou(found: FloatArray, truth: FloatArray, overlap: FloatArray, iscrowd: np.ndarray) -> FloatArray:
+    """(P,) how alike two masks are of which an area is known that they share at most; no number for empty ones."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        most: FloatArray = overlap / np.where(iscrowd, found, found + truth - overlap)
+    return most
+
+
+def _mask_iou(
+    found: ObjectColumns,
+    truth: ObjectColumns,
+    detections: IntArray,
+    truths: IntArray,
+    truth_sizes: FloatArray,
+    least: float,
+    across_classes: bool,
+) -> FloatArray:
+    """(P,) by pairs of masks; 0 where boxes and areas say that it is below ``least``.
+
+    One call for the detections of an image and class, or of an image ``across_classes``.
+    """
     assert found.masks is not None and truth.masks is not None
     iou = np.zeros(len(detections))
-    if not len(detections):
+    (rows, row), (columns, column) = (np.unique(places, return_inverse=True) for places in (detections, truths))
+    own, theirs = pick_masks(found.masks, rows), pick_masks(truth.masks, columns)
+    sizes = found.area[detections], truth_sizes[truths]
+    overlap = np.minimum(np.minimum(*sizes), box_overlap(mask_boxes(own)[row], mask_boxes(theirs)[column]))
+    near = np.flatnonzero(_most_iou(*sizes, overlap, truth.iscrowd[truths]) >= least)
+    if not len(near):
         return iou
-    new = np.any(np.diff(np.column_stack([found.images[detections], truth.labels[truths]]), axis=0), axis=1)
+    new = np.diff(found.images[detections[near]]) != 0
+    if not across_classes:
+        new |= np.diff(truth.labels[truths[near]]) != 0
     groups = np.concatenate([[0], np.cumsum(new)])
     starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
-    row, rows, row_bounds = _places(groups, detections)
-    column, columns, column_bounds = _places(groups, truths)
+    down, of_found, found_bounds = _places(groups, row[near])
+    across, of_truth, truth_bounds = _places(groups, column[near])
     crowds = truth.iscrowd[columns].tolist()
     for group, (start, stop) in enumerate(pairwise([*starts, len(groups)])):
-        own, theirs = row_bounds[group : group + 2], column_bounds[group : group + 2]
-        dense = hotcoco.mask.iou(
-            [found.masks[at] for at in rows[own[0] : own[1]]],
-            [truth.masks[at] for at in columns[theirs[0] : theirs[1]]],
-            crowds[theirs[0] : theirs[1]],
-        )
-        iou[start:stop] = dense[row[start:stop], column[start:stop]]
+        some = of_found[found_bounds[group] : found_bounds[group + 1]]
+        others = of_truth[truth_bounds[group] : truth_bounds[group + 1]]
+        dense = mask_ious([own[at] for at in some], [theirs[at] for at in others], [crowds[at] for at in others])
+        iou[near[start:stop]] = dense[down[start:stop], across[start:stop]]
     return iou
 
 
