@@ -20,22 +20,20 @@ def main() -> None:
         data_path=images,
         labels_path=labels,
         label_types=["detections"],
-        label_field="truth",
+        label_field={"detections": "truth", "coco_id": "coco_id"},
         include_id=True,
     )
     categories = json.loads(Path(labels).read_text())["categories"]
     fouc.add_coco_labels(loaded, "predictions", results, categories, coco_id_field="coco_id")
-    print(
-        json.dumps(
-            {
-                "images": len(loaded),
-                "truth": loaded.count_values("truth.detections.label"),
-                "predictions": loaded.count_values("predictions.detections.label"),
-                "confidence": loaded.sum("predictions.detections.confidence"),
-                "area": sum(w * h for _, _, w, h in loaded.values("predictions.detections.bounding_box", unwind=True)),
-            }
-        )
-    )
+    places = loaded.values("predictions.detections.bounding_box")
+    found = {
+        "images": len(loaded),
+        "truth": loaded.count_values("truth.detections.label"),
+        "predictions": loaded.count_values("predictions.detections.label"),
+        "confidence": loaded.sum("predictions.detections.confidence"),
+        "area": sum(w * h for boxes in places for _, _, w, h in boxes or ()),
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
