@@ -12,9 +12,11 @@ from typing import Any
 from detectors.base import Detector, DetectorSpec
 from detectors.keymaps import load_backbone_weights
 from detectors.models.efficientdet import EFFICIENTDETS, EfficientDet
+from detectors.models.fast_rcnn import FAST_RCNNS, FastRcnn
 from detectors.models.faster_rcnn import FASTER_RCNNS, FasterRcnn
 from detectors.models.localizer import LOCALIZERS, Localizer
 from detectors.models.mask_rcnn import MASK_RCNNS, MaskRcnn
+from detectors.models.rcnn import RCNNS, Rcnn
 from detectors.models.retinanet import RETINANETS, RetinaNet
 from detectors.models.ssd import SSD, SSDS
 from detectors.models.ssd_grid import SSD_GRIDS, SsdGrid
@@ -48,6 +50,8 @@ def _family(build: Callable[[int, Any], Detector], variants: Mapping[str, Any], 
 CATALOG: dict[str, CatalogEntry] = {
     **_family(RetinaNet, RETINANETS, "boxes"),
     **_family(EfficientDet, EFFICIENTDETS, "boxes"),
+    **_family(Rcnn, RCNNS, "boxes"),
+    **_family(FastRcnn, FAST_RCNNS, "boxes"),
     **_family(FasterRcnn, FASTER_RCNNS, "boxes"),
     **_family(MaskRcnn, MASK_RCNNS, "boxes, masks"),
     **_family(SSD, SSDS, "boxes"),

@@ -155,7 +155,9 @@ def _options(name: str | None) -> list[dict[str, Any]]:
 
     defaults = find_entry(name or "").options
     hints = get_type_hints(type(defaults))
-    described = arguments(type(defaults).__doc__ or "")
+    described: dict[str, str] = {}
+    for part in reversed(type(defaults).__mro__):  # options of several classes are described where they are written
+        described |= arguments(part.__doc__ or "")
     return [
         {
             "option": field.name,

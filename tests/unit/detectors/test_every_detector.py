@@ -19,8 +19,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "ssd300_vgg16": {"width": 0.125},
     "yolo_v3_tiny": {"image_size": 64},
     "faster_rcnn_lite0_fpn": {"image_size": 64, "fpn_channels": 16, "box_channels": 16, "proposals": 20},
+    "fast_rcnn_lite0": {"image_size": 64, "box_channels": 16, "proposals": 20},
+    "rcnn_lite0": {"image_size": 64, "box_channels": 16, "proposals": 20, "crop_size": 32},
     "efficientdet_lite0": {"image_size": 64, "channels": 16, "layers": 1, "head_depth": 1},
 }
+# As it is it would run VGG16 two thousand times.
+SLOW: dict[str, dict[str, Any]] = {"rcnn_vgg16": {"image_size": 64, "proposals": 20, "crop_size": 64}}
 # The same class with its rows arranged in another way.
 FORMS = [
     pytest.param(
@@ -31,7 +35,7 @@ FORMS = [
     )
 ]
 ALL = [
-    pytest.param(name, SMALL.get(name, {}), id=name, marks=[] if name in SMALL else [pytest.mark.slow])
+    pytest.param(name, SMALL.get(name, SLOW.get(name, {})), id=name, marks=[] if name in SMALL else [pytest.mark.slow])
     for name in list_detectors()
 ]
 CLASSES = ["cat", "dog", "bird", "cow"]

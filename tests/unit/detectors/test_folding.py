@@ -26,6 +26,8 @@ CHEAP = {
     "ssd_grid_lite0",
     "yolo_v3_tiny",
 }
+# As it is it would run VGG16 two thousand times.
+SMALLER: dict[str, dict[str, Any]] = {"rcnn_vgg16": {"proposals": 10, "crop_size": 64}}
 EVERY = [name if name in CHEAP else pytest.param(name, marks=pytest.mark.slow) for name in list_detectors()]
 
 
@@ -51,7 +53,7 @@ def lively(detector: Detector) -> Detector:
 
 def make(name: str, **options: Any) -> Detector:
     torch.manual_seed(0)
-    return lively(create(name, num_classes=3, **options))
+    return lively(create(name, num_classes=3, **SMALLER.get(name, {}), **options))
 
 
 def other_noise(batch: Batch) -> Batch:
