@@ -10,11 +10,14 @@ from flows import steps
 from flows.config import LabelConfig
 from flows.progress import current_progress
 from flows.steps import Result, config_digest
+from flows.summaries import account_rows
 from flows.tasks import DURABLE, digest_of_dataset, digest_of_model, predictions_are_there, show_table, verified
 
 
 def _cache_key(context: Any, parameters: dict[str, Any]) -> str | None:
     config: LabelConfig = parameters["config"]
+    if config.retry is not None:
+        return None  # asked for twice, it is done twice: a store may have come back
     try:
         images = digest_of_dataset(config.input)
     except ValueError:
@@ -33,7 +36,7 @@ def label(config: LabelConfig) -> Result:
     """Labels a dataset, or a folder, tar or zip; the same call again does only what is missing.
 
     Returns:
-        ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ``coco_results_uri``, ``seconds``.
+        ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ``coco_results_uri``, ``seconds``, ``account``.
     """
     return run_label(config)
 
@@ -41,5 +44,8 @@ def label(config: LabelConfig) -> Result:
 def run_label(config: LabelConfig) -> Result:
     """The task with its checks and artifacts, for any flow."""
     predictions = verified(label_task, config, predictions_are_there)
-    show_table("predictions", predictions, "Predictions")
+    account = predictions.get("account")
+    show_table("predictions", {k: v for k, v in predictions.items() if k != "account"}, "Predictions")
+    if account is not None:
+        show_table("labelling-account", account_rows(account), "What labelling took")
     return predictions

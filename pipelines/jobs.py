@@ -11,12 +11,9 @@ import hashlib
 import json
 import tempfile
 import uuid
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.in_order import in_order
 from pipelines.ledger import Ledger
 from pipelines.shards import ShardFile
 from pipelines.storage import Store
@@ -33,7 +31,6 @@ _PLAN = "plan.parquet"
 _METADATA_KEY = b"boxmill"
 _TASKS_KEY = b"boxmill.tasks"  # rows of each task; plans without it have one row group a task
 _GROUP_ROWS = 1024  # a row group holds whole tasks: of one each, the footer of 100,000 tasks would be 100 MB
-_READERS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +186,15 @@ class Job:
         """Raises FileNotFoundError where the task is not done."""
         return Receipt.from_json(json.loads(self.store.read_bytes(_receipt_path(task_id))))
 
+    def write_dead_letter(self, task_id: int, letter: Mapping[str, Any]) -> None:
+        """Say why a task was given up; see ``dead_letters``."""
+        self.store.write_bytes(f"dead/{task_id:06d}.json", json.dumps(dict(letter), ensure_ascii=False).encode())
+
+    def dead_letters(self) -> list[dict[str, Any]]:
+        """Of the tasks that were given up: ``task``, ``images`` and whatever else the job's owner wrote."""
+        names = sorted(name for name in self.store.children("dead") if name.endswith(".json"))
+        return [json.loads(self.store.read_bytes(f"dead/{name}")) for name in names]
+
     def receipts(self) -> list[Receipt]:
         """All receipts, by task."""
         return list(self.each_receipt())
@@ -198,12 +204,7 @@ class Job:
         if self.store.is_local:  # a file of some kilobytes: handing it to a thread costs more than reading it
             yield from map(self.receipt, self.done())
             return
-        tasks = iter(self.done())
-        with ThreadPoolExecutor(_READERS) as pool:
-            reading = deque(pool.submit(self.receipt, task) for task in islice(tasks, 2 * _READERS))
-            while reading:
-                yield reading.popleft().result()
-                reading.extend(pool.submit(self.receipt, task) for task in islice(tasks, 1))
+        yield from in_order(self.receipt, self.done())
 
     def totals(self) -> tuple[list[ShardFile], Ledger]:
         """The files and the ledger of all receipts, in task order; a few receipts are in memory at a time.
@@ -230,6 +231,10 @@ class Job:
             receipt = json.loads(self.store.read_bytes(path))
             if _forget_entries(receipt["ledger"], image_ids):
                 self.store.write_bytes(path, json.dumps(receipt, ensure_ascii=False).encode())
+        for letter in self.dead_letters():
+            kept = [image_id for image_id in letter["images"] if image_id not in image_ids]
+            if len(kept) < len(letter["images"]):
+                self.write_dead_letter(letter["task"], {**letter, "images": kept})
 
     def _forget_rows(self, image_ids: Collection[str]) -> None:
         plan = self.plan()

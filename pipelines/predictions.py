@@ -30,8 +30,7 @@ from pipelines.records import Annotations, ImageRecord, LabelMap, Rle
 from pipelines.references import DatasetNotFound, parse_reference
 from pipelines.schema import LABELS, LabelRow, labels_to_arrow
 from pipelines.shards import ShardFile, read_label_columns, read_labels
-from pipelines.sources import SourceItem
-from pipelines.sources.archive import ArchiveSource
+from pipelines.sources import SourceItem, open_source
 from pipelines.storage import Store, redact, split_uri
 from pipelines.versions import Dataset, list_label_sets, open_dataset
 
@@ -206,17 +205,17 @@ class PredictionSet:
         return self.labels.annotations(splits)
 
     def records(self, splits: Collection[str] | None = None) -> Iterator[ImageRecord]:
-        """Images with bytes and predictions, failed ones left out; an archive's are read where they lie."""
+        """Images with bytes and predictions, failed ones left out; what is in no dataset is read where it lies."""
         if not self.is_archive:
             yield from (r for r in self.labels.records(splits) if r.annotations is not None)
             return
-        uri = str(self.provenance["input"]["uri"])
-        source = ArchiveSource.open(uri)
+        where = self.provenance["input"]
+        source = open_source(str(where["kind"]), uri=str(where["uri"]))
         predicted = {row.image_id: row for row in self.rows(splits) if row.annotations is not None}
         for item in source.scan():
-            if not isinstance(item, SourceItem) or item.image_id not in predicted:
+            # Taken out: a list may name an image twice.
+            if not isinstance(item, SourceItem) or (row := predicted.pop(item.image_id, None)) is None:
                 continue
-            row = predicted[item.image_id]
             yield replace(
                 source.load(item),
                 split=row.split,

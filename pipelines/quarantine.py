@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from pipelines.storage import Store
 
-Stage = Literal["list", "read", "decode"]
+Stage = Literal["list", "read", "decode", "label"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+LABEL: Stage = "label"
 LISTED = "listed"
 """File name of what was refused before there were tasks."""
 
@@ -42,7 +43,8 @@ class QuarantineRow:
         image_id: as the dataset would have called it.
         source: URI of the file or the archive's member, without credentials; empty where none is known.
         stage: ``list``: refused by its name or entry alone; ``read``: there are no bytes, or not those that were
-            listed, or a file of its annotations cannot be read; ``decode``: the bytes are no sound image.
+            listed, or a file of its annotations cannot be read; ``decode``: the bytes are no sound image; ``label``:
+            labelling gave up the task that the image was in.
         error_class: of the exception; empty in rows of an older boxmill.
         error: what was wrong, in words.
         sha256: of the bytes; None where there are none.

@@ -6,42 +6,36 @@ model and settings, a receipt says what is done, and the commit carries the plan
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-from detectors.checkpoint import read_description
 from pipelines.commits import DatasetVersion
-from pipelines.jobs import Job, Receipt
+from pipelines.jobs import Job
 from pipelines.ledger import Ledger
 from pipelines.predictions import commit_predictions, open_predictions, to_coco_results
 from pipelines.quarantine import LISTED, QuarantineRow, write_quarantine
 from pipelines.sources.archive import member_uri
-from pipelines.storage import Store, absolute, redact
-from workers.cluster import ray_session
-from workers.label_actor import LabelJob, LabelShard
+from pipelines.storage import Store, redact
+from workers.label_account import ReceiptSums, account_uri, add_up, read_account, write_account
 from workers.label_config import LabelConfig, PredictionSetRef
+from workers.label_listing import LabelInput, open_input, refusals
 from workers.label_plan import (
     TASK,
-    LabelInput,
     LabelPlan,
     ModelFacts,
+    describe,
     find_or_check,
     is_dataset_root,
     make_plan,
-    open_input,
     plan_tasks,
-    refusals,
 )
-from workers.models import fetch_model
+from workers.label_retry import retry
+from workers.label_run import run_plan
 from workers.progress import Progress
 from workers.software import software_versions
 
 __all__ = ["LabelConfig", "PredictionSetRef", "label"]
 
-_MAX_BLOCKS = 1000
-_HEADROOM = 0.5
 _PACKAGES = ("boxmill", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow")
 
 
@@ -53,7 +47,8 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
 
     Args:
         config: what to label with what.
-        progress: called as ``progress("label", images_done, images, images_per_second=..., quarantined=...)``.
+        progress: called as ``progress("label", images_done, images, **numbers)`` with ``images_per_second``,
+            ``model_busy`` (a share), ``retries``, ``quarantined``.
     Returns:
         The committed prediction set; its ``found`` says that it was there already.
     Raises:
@@ -64,8 +59,10 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
     model = describe(config.model)
     source = open_input(config)
     plan = make_plan(config, source, model)
-    if source.kind == "archive" and is_dataset_root(plan.root):
-        raise ValueError(f"out={redact(plan.root)} is a dataset; give the archive's predictions a place of their own")
+    if source.kind != "dataset" and is_dataset_root(plan.root):
+        raise ValueError(f"out={redact(plan.root)} is a dataset; give these predictions a place of their own")
+    if config.retry is not None:
+        return retry(config, source, plan, model, progress)
     made = find_or_check(source, plan)
     job = Job(plan.root, plan.plan_id)
     tasks = resumed = 0
@@ -75,14 +72,17 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
         tasks = job.plan().num_tasks
         pending = job.missing(tasks)
         resumed = tasks - len(pending)
-        if pending:
-            _run(pending, config, source, plan, model, progress)
-        made = _commit(source, plan, model, job, seconds=time.perf_counter() - started)
+        run = run_plan(pending, config, source, plan, model, progress) if pending else None
+        sums = add_up(job.each_receipt())
+        # Before the commit: who finds the version finds what it took as well.
+        write_account(plan.root, sums.account(plan.plan_id, price_per_hour=config.price_per_hour, run=run))
+        made = _commit(source, plan, model, sums, seconds=time.perf_counter() - started)
     else:
         # The version says all that is needed: nobody has to keep the plan of a finished run.
         tasks = job.plan().num_tasks if job.has_plan() else 0
         if progress is not None:
             progress("label", source.num_images, source.num_images)
+    account = read_account(plan.root, plan.plan_id)
     return PredictionSetRef(
         reference=made.reference,
         digest=made.digest,
@@ -94,22 +94,8 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
         found=made.found,
         tasks=tasks,
         resumed=tasks if made.found else resumed,
-    )
-
-
-def describe(uri: str) -> ModelFacts:
-    """What the plan needs of a model; its weights are checked when a worker loads them.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no model, or a broken one.
-    """
-    description = read_description(fetch_model(uri))
-    return ModelFacts(
-        uri=absolute(uri),
-        digest=description["digest"],
-        categories=tuple(description["categories"]),
-        spec=description["spec"],
-        preprocessing=description["preprocessing"],
+        account_uri=account_uri(plan.root, plan.plan_id) if account is not None else None,
+        account=account,
     )
 
 
@@ -131,100 +117,16 @@ def plan_facts(source: LabelInput, plan: LabelPlan, model: ModelFacts) -> dict[s
     }
 
 
-def _run(
-    pending: Sequence[int],
-    config: LabelConfig,
-    source: LabelInput,
-    plan: LabelPlan,
-    model: ModelFacts,
-    progress: Progress | None,
-) -> None:
-    # One logical CPU more than the workers take: a pool that fills a cluster can hang when a node is lost.
-    cpus = max(os.cpu_count() or 1, config.workers * config.cpus_per_worker) + 1
-    with ray_session(config.ray_address, num_cpus=cpus):
-        gpus = gpus_per_worker(config)
-        job = LabelJob(
-            root=plan.root,
-            label_set=plan.label_set,
-            plan_id=plan.plan_id,
-            input_kind=source.kind,
-            input_uri=source.uri,
-            model_uri=model.uri,
-            model_digest=model.digest,
-            categories=tuple(plan.model_map.to_json()),
-            score_threshold=plan.settings["score_threshold"],
-            max_detections=plan.settings["max_detections"],
-            image_size=plan.settings["image_size"],
-            batch_size=plan.settings["batch_size"],
-            precision=plan.settings["precision"],
-            threads=config.cpus_per_worker,
-            device="cuda" if gpus else "cpu",
-        )
-        started = time.perf_counter()
-        rows = Job(plan.root, plan.plan_id).task_rows()
-        resumed = source.num_images - sum(rows[task] for task in pending)
-        done, quarantined = resumed, 0
-        for finished in _stream(pending, job, config, gpus):
-            done += finished["images"]
-            quarantined += finished["failed"]
-            if progress is not None:
-                seconds = time.perf_counter() - started
-                progress(
-                    "label",
-                    done,
-                    source.num_images,
-                    images_per_second=(done - resumed) / seconds,
-                    quarantined=quarantined,
-                )
-
-
-def _stream(pending: Sequence[int], job: LabelJob, config: LabelConfig, gpus: float) -> Iterator[dict[str, Any]]:
-    """Tasks through a pool of actors; the engine replaces lost actors and gives their tasks to others."""
-    import ray
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    tasks = ray.data.from_items([{"task": t} for t in pending], override_num_blocks=min(len(pending), _MAX_BLOCKS))
-    done = tasks.map(
-        LabelShard,
-        fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(pending))),
-        num_cpus=cpus_asked(config.workers, config.cpus_per_worker, ray.cluster_resources().get("CPU", 1.0)),
-        num_gpus=gpus or None,
-    )
-    yield from done.iter_rows()
-
-
-def cpus_asked(workers: int, cpus_per_worker: int, total: float) -> float:
-    """Logical CPUs that a worker asks of the cluster: as many as it uses, less where nothing would be left over."""
-    return max(0.1, min(float(cpus_per_worker), int(100 * (total - _HEADROOM) / workers) / 100))
-
-
-def gpus_per_worker(config: LabelConfig) -> float:
-    """GPUs, or the part of one, that a worker gets; 0 means the CPU.
-
-    Raises:
-        ValueError: they were asked for and the cluster has none.
-    """
-    import ray
-
-    total = ray.cluster_resources().get("GPU", 0.0)
-    if config.use_gpu is True and not total:
-        raise ValueError("use_gpu is set, but the cluster has no GPU")
-    if not config.use_gpu or not total:
-        return 0.0
-    return 1.0 if total >= config.workers else int(100 * total / config.workers) / 100
-
-
-def _commit(source: LabelInput, plan: LabelPlan, model: ModelFacts, job: Job, *, seconds: float) -> DatasetVersion:
-    receipts = job.receipts()
-    ledger = _ledger(source, receipts)
+def _commit(
+    source: LabelInput, plan: LabelPlan, model: ModelFacts, sums: ReceiptSums, *, seconds: float
+) -> DatasetVersion:
+    ledger = _ledger(source, sums)
     if source.refused:
         _write_refusals(source, plan)
     return commit_predictions(
         plan.root,
         plan.label_set,
-        [file for receipt in receipts for file in receipt.files],
+        sums.files,
         plan_id=plan.plan_id,
         label_map=plan.label_map,
         images_version=None if source.dataset is None else int(source.dataset.metadata["images_version"]),
@@ -237,7 +139,7 @@ def _commit(source: LabelInput, plan: LabelPlan, model: ModelFacts, job: Job, *,
     )
 
 
-def _ledger(source: LabelInput, receipts: Sequence[Receipt]) -> Ledger:
+def _ledger(source: LabelInput, sums: ReceiptSums) -> Ledger:
     """The sums of a finished plan.
 
     Raises:
@@ -245,11 +147,11 @@ def _ledger(source: LabelInput, receipts: Sequence[Receipt]) -> Ledger:
     """
     ledger = Ledger()
     ledger.extend(refusals(source))
-    for receipt in receipts:
-        ledger.merge(Ledger.from_json(receipt.ledger))
-    files = [file for receipt in receipts for file in receipt.files]
-    assert sum(f.rows for f in files) == source.num_images, "the plan's tasks cover every image once"
-    ledger.check(images=source.num_images + len(source.refused), annotations=sum(file.num_objects for file in files))
+    ledger.merge(sums.ledger)
+    assert sum(f.rows for f in sums.files) == source.num_images, "the plan's tasks cover every image once"
+    ledger.check(
+        images=source.num_images + len(source.refused), annotations=sum(file.num_objects for file in sums.files)
+    )
     return ledger
 
 

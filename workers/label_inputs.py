@@ -4,54 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import pyarrow as pa
 from torch import Tensor
 
 from detectors.base import Preprocessing
 from detectors.batching import fit_size, resize_image
-from pipelines.byte_ranges import StoredImage, read_stored_images
-from pipelines.checks import BadImage, ImageHeader, probe_image
-from pipelines.sources.archive import open_archive
-from pipelines.sources.archive_formats import Member, TarGz
-from pipelines.storage import Store
+from pipelines.checks import ImageHeader, probe_image
 from workers.batches import decode_image
+from workers.label_readers import Failure, ImageReader, RawImage, failure_of
+from workers.label_stages import StageClock
 
 CHUNK = 16
-"""Images that are read, then decoded, in one go."""
+WHOLE_CHUNK = 2
+"""Of images that stay as large as they are: a few of them take as much memory as many resized ones."""
 _AHEAD = 2
-_READERS = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Why an image has no predictions."""
-
-    stage: str  # read or decode
-    error_class: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RawImage:
-    """An image's bytes, or why there are none.
-
-    Attributes:
-        place: in the task, from 0.
-        sha256: that the bytes must have; None where nobody has said.
-        offset, length: of the bytes in the archive's file; None where they were not read.
-    """
-
-    place: int
-    image: bytes = b""
-    sha256: str | None = None
-    offset: int | None = None
-    length: int | None = None
-    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +30,7 @@ class DecodedImage:
 
     Attributes:
         raw: without its bytes.
-        pixels: (3, h, w) uint8, already resized to model pixels; None for a failed one.
+        pixels: (3, h, w) uint8, in model pixels, or as stored where that is asked for; None for a failed one.
         size: height, width as stored.
         sha256: of the bytes; None where there are none.
     """
@@ -73,87 +43,62 @@ class DecodedImage:
     failure: Failure | None = None
 
 
-class ImageReader(Protocol):
-    """Reads the images of a task."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InputThreads:
+    """Who reads and who decodes; shared by the tasks of a worker.
 
-    threads: int
+    Attributes:
+        readers, decoders: pools.
+        decoding: threads of the latter.
+        chunk: images that are read, then decoded, in one go.
+    """
 
-    def read(self, task: pa.Table, first: int, last: int) -> list[RawImage]:
-        """Images ``first`` to ``last - 1`` of a task."""
-
-
-class DatasetReader:
-    """Images of a dataset's shards."""
-
-    threads = _READERS
-
-    def __init__(self, uri: str) -> None:
-        self._store = Store.open(uri)
-
-    def read(self, task: pa.Table, first: int, last: int) -> list[RawImage]:
-        rows = task["row"].slice(first, last - first).to_pylist()
-        stored = read_stored_images(self._store, task["image_path"][first].as_py(), rows)
-        return [_raw(first + i, image) for i, image in enumerate(stored)]
-
-
-def _raw(place: int, stored: StoredImage) -> RawImage:
-    if stored.error is not None:
-        failure = Failure(stage="read", error_class="CorruptShard", error=stored.error)
-        return RawImage(place=place, failure=failure)
-    return RawImage(place=place, image=stored.image, sha256=stored.sha256, length=len(stored.image))
-
-
-class ArchiveReader:
-    """Images of a folder or an archive."""
-
-    def __init__(self, uri: str) -> None:
-        self._archive = open_archive(uri)
-        # Two readers of one compressed stream would take turns to send each other back to its beginning.
-        self.threads = 1 if isinstance(self._archive, TarGz) else _READERS
-
-    def read(self, task: pa.Table, first: int, last: int) -> list[RawImage]:
-        rows = task.slice(first, last - first).to_pylist()
-        return [self._read(first + i, row) for i, row in enumerate(rows)]
-
-    def _read(self, place: int, row: dict[str, Any]) -> RawImage:
-        member = Member(
-            name=row["image_id"], **{name: row[name] for name in ("offset", "length", "size", "stamp", "method")}
-        )
-        try:
-            found = self._archive.read(member)
-        except BadImage as error:
-            return RawImage(place=place, failure=_failure("read", error))
-        return RawImage(place=place, image=found.image, offset=found.offset, length=found.length)
+    readers: Executor
+    decoders: Executor
+    decoding: int
+    chunk: int = CHUNK
 
 
 def decoded_images(
-    reader: ImageReader, task: pa.Table, preprocessing: Preprocessing, *, threads: int
+    reader: ImageReader, task: pa.Table, preprocessing: Preprocessing | None, threads: InputThreads, clock: StageClock
 ) -> Iterator[DecodedImage]:
     """The images of a task in order, read and decoded ahead of their use.
 
-    At most ``threads + 2`` chunks of images are in memory, whatever the size of the task.
+    At most ``decoding + 2`` chunks of images are in memory, whatever the size of the task. Without preprocessing they
+    are not resized.
     """
     count = task.num_rows
-    with (
-        ThreadPoolExecutor(reader.threads, thread_name_prefix="read") as readers,
-        ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
-    ):
-        pending: deque[Future[list[DecodedImage]]] = deque()
-        for first in range(0, count, CHUNK):
-            raw = readers.submit(reader.read, task, first, min(first + CHUNK, count))
-            pending.append(decoders.submit(_decode_chunk, raw, preprocessing))
-            if len(pending) >= threads + _AHEAD:
+    pending: deque[Future[list[DecodedImage]]] = deque()
+    try:
+        for first in range(0, count, threads.chunk):
+            raw = threads.readers.submit(_read_chunk, reader, task, first, min(first + threads.chunk, count), clock)
+            pending.append(threads.decoders.submit(_decode_chunk, raw, preprocessing, clock))
+            if len(pending) >= threads.decoding + _AHEAD:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
-def _decode_chunk(chunk: Future[Sequence[RawImage]], preprocessing: Preprocessing) -> list[DecodedImage]:
-    return [decode(raw, preprocessing) for raw in chunk.result()]
+def _read_chunk(reader: ImageReader, task: pa.Table, first: int, last: int, clock: StageClock) -> list[RawImage]:
+    with clock.timed("read"):
+        chunk = reader.read(task, first, last)
+    clock.read(sum(len(raw.image) for raw in chunk))
+    return chunk
 
 
-def decode(raw: RawImage, preprocessing: Preprocessing) -> DecodedImage:
-    """Check, decode and resize one image; what is wrong with it is told, not raised."""
+def _decode_chunk(
+    chunk: Future[list[RawImage]], preprocessing: Preprocessing | None, clock: StageClock
+) -> list[DecodedImage]:
+    raw_images = chunk.result()
+    with clock.timed("decode"):
+        return [decode(raw, preprocessing) for raw in raw_images]
+
+
+def decode(raw: RawImage, preprocessing: Preprocessing | None) -> DecodedImage:
+    """Check, decode and resize one image (None: it stays as it is); what is wrong with it is told, not raised."""
     place = RawImage(place=raw.place, offset=raw.offset, length=raw.length)
     if raw.failure is not None:
         return DecodedImage(raw=place, failure=raw.failure)
@@ -169,16 +114,12 @@ def decode(raw: RawImage, preprocessing: Preprocessing) -> DecodedImage:
         header = probe_image(raw.image)
         pixels = decode_image(raw.image)
     except ValueError as error:  # BadImage is one
-        return DecodedImage(raw=place, sha256=sha256, failure=_failure("decode", error))
+        return DecodedImage(raw=place, sha256=sha256, failure=failure_of("decode", error))
     height, width = int(pixels.shape[1]), int(pixels.shape[2])
     return DecodedImage(
         raw=place,
-        pixels=resize_image(pixels, fit_size(height, width, preprocessing)),
+        pixels=pixels if preprocessing is None else resize_image(pixels, fit_size(height, width, preprocessing)),
         size=(height, width),
         header=header,
         sha256=sha256,
     )
-
-
-def _failure(stage: str, error: Exception) -> Failure:
-    return Failure(stage=stage, error_class=type(error).__name__, error=str(error))

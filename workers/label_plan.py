@@ -8,66 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from detectors.checkpoint import read_description
 from pipelines.commits import DatasetVersion, find_version
+from pipelines.in_order import in_order
 from pipelines.jobs import make_plan_id
-from pipelines.ledger import LedgerEntry
 from pipelines.records import Category, LabelMap
 from pipelines.references import CategoryMismatch, DuplicateImages, EmptyDataset, check_label_set_name
 from pipelines.schema import SCHEMA_VERSION
-from pipelines.shards import read_label_columns
-from pipelines.sources.archive import input_files, open_archive, refusal_entry
-from pipelines.sources.archive_formats import IMAGE_SUFFIXES, Member, Refused, listing_digest
+from pipelines.shards import ShardRef, read_label_columns
 from pipelines.storage import Store, absolute, redact
-from pipelines.versions import Dataset, list_label_sets, open_dataset
+from pipelines.versions import list_label_sets, open_dataset
 from workers.label_config import LabelConfig
+from workers.label_listing import InputImage, LabelInput
+from workers.models import fetch_model
 
 _LABEL_COLUMNS = ["image_id", "row", "row_group", "split", "coco_image_id", "width", "height"]
 TASK = pa.schema(
     [
         ("image_id", pa.string()),
-        ("row", pa.int32()),  # in the image shard, or in the archive's listing
+        ("row", pa.int32()),  # in the image shard, or in the listing
         ("row_group", pa.int32()),
         ("split", pa.string()),
         ("coco_image_id", pa.int64()),
         ("width", pa.int32()),  # 0: not known before the image is read
         ("height", pa.int32()),
-        ("image_path", pa.string()),  # of the shard; null in an archive
-        ("offset", pa.int64()),  # these five as in ``Member``; null in a dataset
+        ("image_path", pa.string()),  # of the shard; null where images lie elsewhere
+        ("uri", pa.string()),  # these six as in ``InputImage``; null in a dataset
+        ("offset", pa.int64()),
         ("length", pa.int64()),
         ("size", pa.int64()),
         ("stamp", pa.string()),
         ("method", pa.int32()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LabelInput:
-    """What is labelled.
-
-    Attributes:
-        kind: a dataset version, or images where they lie.
-        uri: of the dataset, the folder or the archive.
-        reference: how provenance names it, without credentials.
-        digest: of its content; for an archive of its listing with sizes and etags or modification times.
-        num_images: to label.
-        dataset: None for an archive.
-        members, refused: of an archive.
-    """
-
-    kind: Literal["dataset", "archive"]
-    uri: str
-    reference: str
-    digest: str
-    num_images: int
-    dataset: Dataset | None = None
-    members: tuple[Member, ...] = ()
-    refused: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +61,22 @@ class ModelFacts:
     @property
     def label_map(self) -> LabelMap:
         return LabelMap.from_json(self.categories)
+
+
+def describe(uri: str) -> ModelFacts:
+    """What the plan needs of a model; its weights are checked when a worker loads them.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no model, or a broken one.
+    """
+    description = read_description(fetch_model(uri))
+    return ModelFacts(
+        uri=absolute(uri),
+        digest=description["digest"],
+        categories=tuple(description["categories"]),
+        spec=description["spec"],
+        preprocessing=description["preprocessing"],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,56 +102,6 @@ class LabelPlan:
     settings: Mapping[str, Any]
 
 
-def open_input(config: LabelConfig) -> LabelInput:
-    """Open what the config names; an archive is listed.
-
-    Raises:
-        DatasetNotFound, EmptyDataset, FileNotFoundError, ValueError: in a user's words.
-    """
-    if "@labels/" in config.input or list_label_sets(absolute(config.input)):
-        return _dataset_input(open_dataset(config.input), config.splits)
-    if config.splits is not None:
-        raise ValueError(f"splits={list(config.splits)}: a folder or archive has no splits; leave them out")
-    return _archive_input(absolute(config.input))
-
-
-def _dataset_input(dataset: Dataset, splits: tuple[str, ...] | None) -> LabelInput:
-    for split in splits or ():
-        if split not in dataset.splits:
-            known = ", ".join(repr(s) for s in sorted(dataset.splits))
-            raise ValueError(f"{redact(dataset.reference)} has no split {split!r}; it has {known}")
-    return LabelInput(
-        kind="dataset",
-        uri=dataset.uri,
-        reference=redact(dataset.reference),
-        digest=dataset.digest,
-        num_images=dataset.num_images if splits is None else sum(dataset.splits[s] for s in set(splits)),
-        dataset=dataset,
-    )
-
-
-def _archive_input(uri: str) -> LabelInput:
-    found = list(open_archive(uri).members())
-    members = tuple(m for m in found if isinstance(m, Member))
-    if not members:
-        raise EmptyDataset(
-            f"{redact(uri)} holds no dataset and no images ({', '.join(IMAGE_SUFFIXES)}); "
-            f"{len(found)} of its members were refused"
-        )
-    files = [[f.path.removeprefix(uri), f.size, f.etag] for f in input_files(uri)]
-    # An archive's own etag covers what a listing cannot see; a folder's files are in the listing one by one.
-    digest = make_plan_id(listing=listing_digest(iter(members)), file=files if len(files) == 1 else [])
-    return LabelInput(
-        kind="archive",
-        uri=uri,
-        reference=redact(uri),
-        digest=digest,
-        num_images=len(members),
-        members=members,
-        refused=tuple(r for r in found if isinstance(r, Refused)),
-    )
-
-
 def make_plan(config: LabelConfig, source: LabelInput, model: ModelFacts) -> LabelPlan:
     """Name the run, its place and its categories.
 
@@ -177,6 +121,7 @@ def make_plan(config: LabelConfig, source: LabelInput, model: ModelFacts) -> Lab
         "precision": "float32" if config.precision == "auto" else config.precision,
         "task_images": task_images,
         "splits": None if config.splits is None else sorted(set(config.splits)),
+        **_looking(config, model),
     }
     named = None if source.dataset is None else config.out or default_label_set(model.digest)
     plan_id = make_plan_id(
@@ -207,6 +152,31 @@ def make_plan(config: LabelConfig, source: LabelInput, model: ModelFacts) -> Lab
         task_images=task_images,
         settings=settings,
     )
+
+
+def _looking(config: LabelConfig, model: ModelFacts) -> dict[str, Any]:
+    """Settings that are part of a plan only where they are used, so that plans from before them keep their ids.
+
+    Raises:
+        ValueError: a class that the model does not know, or other sizes of a model of one fixed input.
+    """
+    found: dict[str, Any] = {}
+    unknown = sorted(config.class_thresholds.keys() - set(model.label_map.names))
+    if unknown:
+        raise ValueError(
+            f"class_thresholds names {unknown[0]!r}, a class that the model {redact(config.model)} does not know; "
+            f"it has {', '.join(model.label_map.names[:8])}{' ...' if len(model.label_map) > 8 else ''}"
+        )
+    if config.scales != (1.0,) and model.preprocessing.get("resize") == "stretch":
+        size = model.preprocessing["size"]
+        raise ValueError(f"scales={config.scales}: this model takes {size} x {size} pixels alone; leave scales out")
+    if config.class_thresholds:
+        found["class_thresholds"] = dict(sorted(config.class_thresholds.items()))
+    if config.tile is not None:
+        found |= {"tile": config.tile, "tile_overlap": config.tile_overlap}
+    if config.flips or config.scales != (1.0,):
+        found |= {"flips": config.flips, "scales": list(config.scales)}
+    return found
 
 
 def default_label_set(model_digest: str) -> str:
@@ -249,29 +219,36 @@ def _in_model_order(label_map: LabelMap, model: LabelMap) -> LabelMap:
 def plan_tasks(source: LabelInput, plan: LabelPlan) -> Iterator[pa.Table]:
     """The tasks in order, one table of ``TASK`` each."""
     if source.dataset is None:
-        for first in range(0, len(source.members), plan.task_images):
-            yield _archive_task(source.members[first : first + plan.task_images], first)
+        for first in range(0, len(source.images), plan.task_images):
+            yield listed_task(source.images[first : first + plan.task_images], first)
         return
     splits = plan.settings["splits"]
-    for shard in source.dataset.shards:
-        rows = read_label_columns(shard, _LABEL_COLUMNS)
+    shards = source.dataset.shards
+    # Read ahead in threads: of 10,000 small files on S3 nearly all time is waiting.
+    for shard, rows in zip(shards, in_order(_read_rows, shards), strict=True):
         if splits is not None:
             rows = rows.filter(pc.field("split").isin(splits))
         rows = rows.sort_by("row")
         for first in range(0, rows.num_rows, plan.task_images):
-            yield _dataset_task(rows.slice(first, plan.task_images), shard.image_path)
+            yield dataset_task(rows.slice(first, plan.task_images), shard.image_path)
 
 
-def _dataset_task(rows: pa.Table, image_path: str) -> pa.Table:
+def _read_rows(shard: ShardRef) -> pa.Table:
+    return read_label_columns(shard, _LABEL_COLUMNS)
+
+
+def dataset_task(rows: pa.Table, image_path: str) -> pa.Table:
+    """A task of rows of one shard, ascending."""
     columns = {name: rows[name] for name in _LABEL_COLUMNS}
     columns["image_path"] = pa.array([image_path] * rows.num_rows, pa.string())
     return pa.table([_column(columns, f, rows.num_rows) for f in TASK], schema=TASK)
 
 
-def _archive_task(members: tuple[Member, ...], first: int) -> pa.Table:
-    count = len(members)
+def listed_task(images: tuple[InputImage, ...], first: int) -> pa.Table:
+    """A task of images that follow each other in a listing, ``first`` being the place of its first."""
+    count = len(images)
     columns = {
-        "image_id": pa.array([m.name for m in members], pa.string()),
+        "image_id": pa.array([image.name for image in images], pa.string()),
         "row": pa.array(range(first, first + count), pa.int32()),
         "row_group": pa.array([0] * count, pa.int32()),
         "split": pa.array([""] * count, pa.string()),
@@ -279,8 +256,8 @@ def _archive_task(members: tuple[Member, ...], first: int) -> pa.Table:
         "width": pa.array([0] * count, pa.int32()),
         "height": pa.array([0] * count, pa.int32()),
         **{
-            name: pa.array([getattr(m, name) for m in members], TASK.field(name).type)
-            for name in ("offset", "length", "size", "stamp", "method")
+            name: pa.array([getattr(image, name) for image in images], TASK.field(name).type)
+            for name in ("uri", "offset", "length", "size", "stamp", "method")
         },
     }
     return pa.table([_column(columns, f, count) for f in TASK], schema=TASK)
@@ -288,10 +265,6 @@ def _archive_task(members: tuple[Member, ...], first: int) -> pa.Table:
 
 def _column(columns: Mapping[str, Any], field: pa.Field, count: int) -> Any:
     return columns[field.name] if field.name in columns else pa.nulls(count, field.type)
-
-
-def refusals(source: LabelInput) -> list[LedgerEntry]:
-    return [refusal_entry(refused) for refused in source.refused]
 
 
 def find_or_check(source: LabelInput, plan: LabelPlan) -> DatasetVersion | None:

@@ -24,7 +24,7 @@ TRAIN_HELP = """Train a detector on a dataset. The same command again resumes.
 
 Example: `boxmill train data/cells --out models/cells --epochs 15`
 """
-LABEL_HELP = """Label a dataset, or a folder, tar or zip of images, with a model. The same command again resumes.
+LABEL_HELP = """Label a dataset, a folder, tar or zip of images, WebDataset tars or a list of URLs; again, it resumes.
 
 Example: `boxmill label data/cells --model models/cells --split test --out predictions`
 """
@@ -99,7 +99,12 @@ def train(
 
 @spread
 def label(
-    images: Annotated[str, typer.Argument(help="Dataset reference, or a folder, tar, tar.gz or zip of images.")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="Dataset reference; or a folder, tar, tar.gz or zip of images, shard-{000..099}.tar, a .txt of URLs."
+        ),
+    ],
     model: Model,
     out: Annotated[
         str | None,
@@ -110,13 +115,26 @@ def label(
     coco_results: Annotated[str | None, typer.Option(help="Also write a COCO results file here.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that label.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    tile: Annotated[int | None, typer.Option(min=1, help="Look at larger images in tiles, pixels a side.")] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of all machines together: tells what a million images cost.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Label only the images of tasks that were given up.")
+    ] = False,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Label only the images that could not be read or decoded.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 if an image was quarantined.")] = False,
     *,
     more: Configured,
     where: OnRay,
 ) -> None:
     from flows.config import LabelConfig
+    from flows.summaries import account_rows
 
+    if retry_failed and retry_quarantined:
+        raise ValueError("--retry-failed and --retry-quarantined: give one, then the other")
     given = {
         "input": images,
         "model": model,
@@ -126,16 +144,25 @@ def label(
         "coco_results": coco_results,
         "workers": workers,
         "batch_size": batch_size,
+        "tile": tile,
+        "price_per_hour": price_per_hour,
+        "retry": "failed" if retry_failed else "quarantined" if retry_quarantined else None,
         "ray_address": where.ray_address,
     }
     predictions = execute("label", LabelConfig(**more.gather(given)), prefect=where.prefect)
     if console.mode.json:
         console.write_json(predictions)
     else:
+        account = predictions.pop("account", None)
         console.show("Predictions", {name: value for name, value in predictions.items() if value is not None})
+        if account is not None:
+            console.show("What it took", account_rows(account))
     bad = predictions["num_quarantined"]
     if bad:
-        console.warn(f"{bad} image(s) could not be read and were quarantined; see _quarantine beside the predictions")
+        console.warn(
+            f"{bad} image(s) have no predictions; see _quarantine beside the predictions, and try again with "
+            "--retry-quarantined or, those of tasks that were given up, with --retry-failed"
+        )
         if strict:
             raise typer.Exit(console.INCOMPLETE)
 

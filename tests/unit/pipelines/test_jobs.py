@@ -131,3 +131,15 @@ def test_tasks_are_cut_by_images_and_by_bytes() -> None:
     assert [len(t) for t in cut_tasks(big)] == [2, 2, 1]
     huge = [SourceItem(image_id=str(i), uri="", size=2**30) for i in range(2)]
     assert [len(t) for t in cut_tasks(huge)] == [1, 1]
+
+
+def test_dead_letters_are_listed_by_task_and_forget_what_is_purged(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "p")
+    schema = pa.schema([("image_id", pa.string())])
+    job.save_plan((pa.table({"image_id": [name]}, schema=schema) for name in "ab"), schema, {})
+    for task, images in ((1, ["b", "c"]), (0, ["a"])):
+        job.write_dead_letter(task, {"task": task, "images": images, "error": "gone"})
+        job.finish(task, replace(_receipt(task, "x"), ledger=Ledger().to_json()))
+    assert [letter["task"] for letter in job.dead_letters()] == [0, 1]
+    job.forget({"b"})
+    assert [letter["images"] for letter in job.dead_letters()] == [["a"], ["c"]]

@@ -15,7 +15,7 @@ import pytest
 from pipelines.importing import commit_job, run_task
 from pipelines.jobs import Job
 from pipelines.planning import save_ingest_plan
-from pipelines.quarantine import QUARANTINE, STAGES, QuarantineRow, read_quarantine, write_quarantine
+from pipelines.quarantine import LABEL, QUARANTINE, STAGES, QuarantineRow, read_quarantine, write_quarantine
 from pipelines.sources import open_source
 from pipelines.storage import Store
 from tests.making import coco_document, coco_images, write_coco
@@ -51,7 +51,7 @@ def test_every_stage_of_an_ingest_is_read_back_with_its_cause(tmp_path: Path):
     assert commit_job(job, plan).ledger["images"]["quarantined"] == 3
     rows = {row.image_id: row for row in read_quarantine(uri)}
     assert {name: row.stage for name, row in rows.items()} == {"2.jpg": "decode", "3.jpg": "list", "4.jpg": "read"}
-    assert set(STAGES) == {row.stage for row in rows.values()}
+    assert set(STAGES) == {LABEL, *(row.stage for row in rows.values())}
     assert rows["2.jpg"].error_class == "BadImage" and "end marker" in rows["2.jpg"].error
     assert rows["2.jpg"].sha256 == hashlib.sha256(images["2.jpg"]).hexdigest()
     assert rows["2.jpg"].source == str(tmp_path / "source/train/2.jpg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,20 @@ from detectors.base import Preprocessing
 from detectors.structures import Prediction
 from pipelines.versions import open_dataset
 from tests.making import commit_records, record
-from workers.label_actor import batches_of_one_size, select
-from workers.label_inputs import CHUNK, DatasetReader, DecodedImage, RawImage, decode, decoded_images
+from workers.label_inputs import CHUNK, DecodedImage, InputThreads, decode, decoded_images
+from workers.label_model import batches_of_one_size, select
+from workers.label_readers import DatasetReader, RawImage
+from workers.label_stages import StageClock
 
 PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=64, divisor=32)
+
+
+@pytest.fixture
+def decoded():
+    """``decoded_images`` with two threads for each of reading and decoding."""
+    with ThreadPoolExecutor(4) as readers, ThreadPoolExecutor(2) as decoders:
+        threads = InputThreads(readers=readers, decoders=decoders, decoding=2)
+        yield lambda reader, task: decoded_images(reader, task, PREPROCESSING, threads, StageClock())
 
 
 def jpeg(width: int = 100, height: int = 50) -> bytes:
@@ -51,7 +62,7 @@ def test_a_bad_image_is_told_and_not_raised(image, sha256, stage, error_class):
     assert found.sha256 is not None
 
 
-def test_a_cut_shard_fails_the_images_behind_the_cut_and_a_missing_one_is_named(tmp_path):
+def test_a_cut_shard_fails_the_images_behind_the_cut_and_a_missing_one_is_named(tmp_path, decoded):
     records = [record(i) for i in range(6)]
     commit_records(tmp_path, records, plan_id="p")
     (shard,) = open_dataset(str(tmp_path)).shards
@@ -59,16 +70,16 @@ def test_a_cut_shard_fails_the_images_behind_the_cut_and_a_missing_one_is_named(
     whole = path.read_bytes()
     task = pa.table({"row": list(range(6)), "image_path": [shard.image_path] * 6})
     path.write_bytes(whole[: whole.index(records[3].image) + 10])
-    found = list(decoded_images(DatasetReader(str(tmp_path)), task, PREPROCESSING, threads=2))
+    found = list(decoded(DatasetReader(str(tmp_path)), task))
     assert [image.failure is None for image in found] == [True] * 3 + [False] * 3
     failure = found[3].failure
     assert (failure.stage, failure.error_class) == ("read", "CorruptShard") and shard.image_path in failure.error
     path.unlink()
     with pytest.raises(ValueError, match=rf"{shard.image_path} is missing.*verify"):
-        list(decoded_images(DatasetReader(str(tmp_path)), task, PREPROCESSING, threads=2))
+        list(decoded(DatasetReader(str(tmp_path)), task))
 
 
-def test_images_come_in_order_and_only_so_many_are_read_ahead():
+def test_images_come_in_order_and_only_so_many_are_read_ahead(decoded):
     count = 20 * CHUNK
     task, image = pa.table({"row": list(range(count))}), jpeg(8, 8)
     given = 0
@@ -83,14 +94,14 @@ def test_images_come_in_order_and_only_so_many_are_read_ahead():
             return [RawImage(place=i, image=image) for i in range(first, last)]
 
     places = []
-    for found in decoded_images(Reader(), task, PREPROCESSING, threads=2):
+    for found in decoded(Reader(), task):
         given += 1
         places.append(found.raw.place)
     assert places == list(range(count))
     assert furthest <= 6 * CHUNK
 
 
-def test_a_reader_that_fails_is_heard():
+def test_a_reader_that_fails_is_heard(decoded):
     class Reader:
         threads = 1
 
@@ -98,7 +109,7 @@ def test_a_reader_that_fails_is_heard():
             raise OSError("the network is gone")
 
     with pytest.raises(OSError, match="network"):
-        list(decoded_images(Reader(), pa.table({"row": [1, 2]}), PREPROCESSING, threads=1))
+        list(decoded(Reader(), pa.table({"row": [1, 2]})))
 
 
 def test_batches_hold_one_padded_size_and_every_image_once():
@@ -111,6 +122,11 @@ def test_batches_hold_one_padded_size_and_every_image_once():
     assert found == [[9], [0, 2], [1], [3], [4]]
 
 
+def test_an_image_may_stay_as_large_as_it_is():
+    found = decode(RawImage(place=0, image=jpeg(100, 50)), None)
+    assert found.pixels.shape == (3, 50, 100) and found.size == (50, 100)
+
+
 def test_the_best_above_the_threshold_are_kept():
     prediction = Prediction(
         boxes=torch.arange(16.0).reshape(4, 4),
@@ -118,5 +134,7 @@ def test_the_best_above_the_threshold_are_kept():
         scores=torch.tensor([0.9, 0.5, 0.3, 0.1]),
         size=(10, 10),
     )
-    assert select(prediction, 0.3, 10).labels.tolist() == [0, 1]
-    assert select(prediction, 0.0, 3).scores.tolist() == pytest.approx([0.9, 0.5, 0.3])
+    assert select(prediction, torch.full((3,), 0.3), 10).labels.tolist() == [0, 1]
+    assert select(prediction, torch.zeros(3), 3).scores.tolist() == pytest.approx([0.9, 0.5, 0.3])
+    of_class = torch.tensor([0.05, 0.6, 0.2])
+    assert select(prediction, of_class, 10).scores.tolist() == pytest.approx([0.9, 0.3, 0.1])

@@ -8,10 +8,10 @@ import pytest
 
 from pipelines.records import Category, LabelMap
 from pipelines.references import CategoryMismatch
-from pipelines.sources.archive_formats import Member
-from workers.label import cpus_asked
 from workers.label_config import LabelConfig
-from workers.label_plan import LabelInput, ModelFacts, make_plan, plan_tasks, prediction_label_map, task_size
+from workers.label_listing import InputImage, LabelInput
+from workers.label_plan import ModelFacts, make_plan, plan_tasks, prediction_label_map, task_size
+from workers.label_run import cpus_asked, gpus_asked
 
 CONFIG = LabelConfig(input="images.tar", model="model", out="out")
 MODEL = ModelFacts(
@@ -27,7 +27,7 @@ ARCHIVE = LabelInput(
     reference="images.tar",
     digest="d" * 32,
     num_images=100,
-    members=tuple(Member(name=f"{i}.jpg", offset=i * 512, length=9, size=9, stamp="s") for i in range(100)),
+    images=tuple(InputImage(name=f"{i}.jpg", offset=i * 512, length=9, size=9, stamp="s") for i in range(100)),
 )
 
 
@@ -48,8 +48,14 @@ def test_a_plan_is_named_by_what_decides_the_result():
         {"batch_size": 4},
         {"precision": "bfloat16"},
         {"task_images": 4},
+        {"class_thresholds": {"dog": 0.3}},
+        {"tile": 640},
+        {"flips": True},
+        {"scales": (1.0, 1.5)},
     ):
         assert plan_id(replace(CONFIG, **change)) != plan_id(), change
+    tiled = replace(CONFIG, tile=640)
+    assert plan_id(replace(tiled, tile_overlap=0.3)) != plan_id(tiled)
     assert plan_id(source=replace(ARCHIVE, digest="e" * 32)) != plan_id()
     assert plan_id(model=replace(MODEL, digest="b" * 64)) != plan_id()
 
@@ -59,11 +65,16 @@ def test_where_and_how_it_runs_is_no_part_of_the_plan():
         {"workers": 7},
         {"cpus_per_worker": 3},
         {"use_gpu": False},
+        {"gpus_per_worker": 0.5},
+        {"min_workers": 1},
+        {"max_attempts": 1},
+        {"price_per_hour": 2.0},
         {"ray_address": "auto"},
         {"coco_results": "r.json"},
         {"out": "elsewhere"},
         {"image_size": 320},  # the model's own
         {"precision": "float32"},  # what "auto" means
+        {"tile_overlap": 0.3},  # nothing is cut
     ):
         assert plan_id(replace(CONFIG, **change)) == plan_id(), change
 
@@ -106,6 +117,15 @@ def test_classes_are_matched_by_name():
     assert [(c.category_id, c.name) for c in wider.categories] == [(5, "cat"), (6, "dog")]
 
 
+def test_what_the_model_cannot_do_is_told_before_anything_starts():
+    with pytest.raises(ValueError, match=r"class_thresholds names 'bird'.*it has cat, dog"):
+        make_plan(replace(CONFIG, class_thresholds={"bird": 0.5}), ARCHIVE, MODEL)
+    fixed = replace(MODEL, preprocessing={"size": 300, "resize": "stretch"})
+    make_plan(replace(CONFIG, flips=True), ARCHIVE, fixed)
+    with pytest.raises(ValueError, match=r"scales=.*300 x 300 pixels alone"):
+        make_plan(replace(CONFIG, scales=(1.0, 2.0)), ARCHIVE, fixed)
+
+
 def test_workers_leave_something_of_the_cluster():
     assert cpus_asked(2, 1, 4.0) == 1.0
     assert cpus_asked(2, 1, 2.0) == 0.75
@@ -113,11 +133,35 @@ def test_workers_leave_something_of_the_cluster():
     assert 2 * cpus_asked(2, 1, 2.0) < 2.0
 
 
+def test_gpus_are_divided_or_given_as_asked():
+    def asked(total, **settings):
+        return gpus_asked(replace(CONFIG, **settings), total)
+
+    assert (asked(0.0), asked(0.0, gpus_per_worker=0.5), asked(4.0, use_gpu=False)) == (0.0, 0.0, 0.0)
+    assert (asked(1.0, workers=4), asked(8.0, workers=4)) == (0.25, 1.0)
+    assert (asked(1.0, workers=2, gpus_per_worker=0.2), asked(4.0, gpus_per_worker=2.0)) == (0.2, 2.0)
+    with pytest.raises(ValueError, match="no GPU"):
+        asked(0.0, use_gpu=True)
+    with pytest.raises(ValueError, match=r"gpus_per_worker=2\.0 is more than the 1"):
+        asked(1.0, gpus_per_worker=2.0)
+
+
 def test_bad_settings_are_named():
     for change, name in (
         ({"score_threshold": 1.0}, "score_threshold=1.0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"task_images": 0}, "task_images=0"),
+        ({"max_attempts": 0}, "max_attempts=0"),
+        ({"tile": 0}, "tile=0"),
+        ({"tile_overlap": 0.95}, "tile_overlap=0.95"),
+        ({"scales": ()}, "scales="),
+        ({"scales": (1.0, 1.0)}, "scales="),
+        ({"class_thresholds": {"dog": 1.0}}, "class_thresholds of 'dog'"),
+        ({"workers": 2, "min_workers": 3}, "min_workers=3"),
+        ({"gpus_per_worker": 0.0}, "gpus_per_worker=0.0"),
+        ({"gpus_per_worker": 1.5}, "gpus_per_worker=1.5"),
+        ({"max_dead_share": 1.1}, "max_dead_share=1.1"),
+        ({"price_per_hour": -1.0}, "price_per_hour=-1.0"),
         ({"precision": "int8"}, "int8"),
     ):
         with pytest.raises(ValueError, match=name):

@@ -1,0 +1,179 @@
+"""What there is to label: a dataset version, or images where they lie, listed once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.jobs import make_plan_id
+from pipelines.ledger import LedgerEntry
+from pipelines.references import EmptyDataset
+from pipelines.sources import ListsInputs, Source, SourceItem, open_source
+from pipelines.sources.archive import input_files, open_archive, refusal_entry
+from pipelines.sources.archive_formats import IMAGE_SUFFIXES, Member, Refused, listing_digest
+from pipelines.storage import absolute, redact
+from pipelines.versions import Dataset, list_label_sets, open_dataset
+from workers.label_config import LabelConfig
+from workers.label_job import InputKind
+
+_PATTERN = re.compile(r"\{\d+\.\.\d+\}")
+_LIST_SUFFIXES = (".txt", ".urls")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputImage:
+    """One image of an input that is no dataset.
+
+    Attributes:
+        name: the image id.
+        uri: of the tar (WebDataset) or of the image, without credentials (URL list); None in an archive.
+        offset, length, size, stamp, method: as in ``Member``; of a URL list the place of its line.
+    """
+
+    name: str
+    uri: str | None = None
+    offset: int = 0
+    length: int = 0
+    size: int = 0
+    stamp: str = ""
+    method: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelInput:
+    """What is labelled.
+
+    Attributes:
+        kind: a dataset version, or images where they lie.
+        uri: of the dataset, the folder, the archive, the tars or the list.
+        reference: how provenance names it, without credentials.
+        digest: of its content; where images lie elsewhere of their listing with sizes and etags or modification times,
+            of a URL list only of its lines.
+        num_images: to label.
+        dataset: None for all others.
+        images, refused: of all others.
+    """
+
+    kind: InputKind
+    uri: str
+    reference: str
+    digest: str
+    num_images: int
+    dataset: Dataset | None = None
+    images: tuple[InputImage, ...] = ()
+    refused: tuple[Refused, ...] = ()
+
+
+def open_input(config: LabelConfig) -> LabelInput:
+    """Open what the config names; what is no dataset is listed.
+
+    Raises:
+        DatasetNotFound, EmptyDataset, FileNotFoundError, ValueError: in a user's words.
+    """
+    kind = _kind(config)
+    if kind == "dataset":
+        return _dataset_input(open_dataset(config.input), config.splits)
+    if config.splits is not None:
+        raise ValueError(f"splits={list(config.splits)}: what is no dataset has no splits; leave them out")
+    match kind:
+        case "archive":
+            return _archive_input(absolute(config.input))
+        case "webdataset":
+            # No classes: nobody asks what is annotated, so the tars are passed once.
+            return _source_input(kind, absolute(config.input), open_source(kind, uri=config.input, classes=()))
+        case "url_list":
+            return _source_input(kind, absolute(config.input), open_source(kind, uri=config.input))
+
+
+def _kind(config: LabelConfig) -> InputKind:
+    if config.input_format != "auto":
+        return config.input_format
+    if _PATTERN.search(config.input):
+        return "webdataset"
+    if "@labels/" in config.input or list_label_sets(absolute(config.input)):
+        return "dataset"
+    return "url_list" if config.input.lower().endswith(_LIST_SUFFIXES) else "archive"
+
+
+def _dataset_input(dataset: Dataset, splits: tuple[str, ...] | None) -> LabelInput:
+    for split in splits or ():
+        if split not in dataset.splits:
+            known = ", ".join(repr(s) for s in sorted(dataset.splits))
+            raise ValueError(f"{redact(dataset.reference)} has no split {split!r}; it has {known}")
+    return LabelInput(
+        kind="dataset",
+        uri=dataset.uri,
+        reference=redact(dataset.reference),
+        digest=dataset.digest,
+        num_images=dataset.num_images if splits is None else sum(dataset.splits[s] for s in set(splits)),
+        dataset=dataset,
+    )
+
+
+def _archive_input(uri: str) -> LabelInput:
+    found = list(open_archive(uri).members())
+    members = tuple(m for m in found if isinstance(m, Member))
+    if not members:
+        raise EmptyDataset(
+            f"{redact(uri)} holds no dataset and no images ({', '.join(IMAGE_SUFFIXES)}); "
+            f"{len(found)} of its members were refused. Tars of samples need input_format=webdataset"
+        )
+    files = [[f.path.removeprefix(uri), f.size, f.etag] for f in input_files(uri)]
+    # An archive's own etag covers what a listing cannot see; a folder's files are in the listing one by one.
+    digest = make_plan_id(listing=listing_digest(iter(members)), file=files if len(files) == 1 else [])
+    return LabelInput(
+        kind="archive",
+        uri=uri,
+        reference=redact(uri),
+        digest=digest,
+        num_images=len(members),
+        images=tuple(InputImage(**{name: getattr(m, name) for name in Member.__slots__}) for m in members),
+        refused=tuple(r for r in found if isinstance(r, Refused)),
+    )
+
+
+def _source_input(kind: InputKind, uri: str, source: Source) -> LabelInput:
+    images: dict[str, InputImage] = {}
+    refused: list[Refused] = []
+    for found in source.scan():
+        if isinstance(found, LedgerEntry):
+            refused.append(Refused(name=found.image_id, reason=f"{found.reason} {found.detail}".strip()))
+        elif found.image_id in images:
+            refused.append(Refused(name=found.image_id, reason="named a second time"))
+        else:
+            images[found.image_id] = _listed(found)
+    if not images:
+        raise EmptyDataset(f"{redact(uri)} names no image; {len(refused)} of its entries were refused")
+    files = source.inputs() if isinstance(source, ListsInputs) else ()
+    return LabelInput(
+        kind=kind,
+        uri=uri,
+        reference=redact(uri),
+        digest=make_plan_id(
+            listing=_digest({name: getattr(image, name) for name in InputImage.__slots__} for image in images.values()),
+            files=[[redact(f.path), f.size, f.etag] for f in files] if kind == "webdataset" else [],
+        ),
+        num_images=len(images),
+        images=tuple(images.values()),
+        refused=tuple(refused),
+    )
+
+
+def _listed(item: SourceItem) -> InputImage:
+    where = item.payload or {"offset": item.offset, "length": item.length}
+    return InputImage(name=item.image_id, uri=item.uri, offset=where["offset"], length=where["length"], size=item.size)
+
+
+def _digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def refusals(source: LabelInput) -> list[LedgerEntry]:
+    return [refusal_entry(refused) for refused in source.refused]

@@ -1,0 +1,143 @@
+"""The model of a labelling worker: loaded with the job's settings, optimised, fed with batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+import detectors
+from detectors.base import Detector, Preprocessing
+from detectors.batching import fit_size, make_batch
+from detectors.optimize import optimize
+from detectors.predicting import Predict, predictor
+from detectors.structures import Prediction
+from detectors.test_time import views_predictor
+from detectors.tiling import predict_tiled
+from pipelines.storage import redact
+from workers.label_inputs import DecodedImage
+from workers.label_job import LabelJob
+from workers.models import fetch_model
+
+
+def load_for_labelling(job: LabelJob) -> Detector:
+    """The model with the job's settings, optimised.
+
+    Raises:
+        ValueError: the model under the URI is not the one that the run was planned with.
+    """
+    model = detectors.load(fetch_model(job.model_uri))
+    if model.digest != job.model_digest:
+        raise ValueError(
+            f"the model at {redact(job.model_uri)} was replaced while it labelled (digest {model.digest[:12]}, planned "
+            f"was {job.model_digest[:12]}); start again to label with the new one"
+        )
+    wanted = {
+        "score_threshold": min(job.thresholds),
+        "max_detections": job.max_detections,
+        "image_size": job.image_size,
+    }
+    # A user's own detector may lack such options; ``select`` narrows its predictions in any case.
+    options = {**model.spec.options, **{k: v for k, v in wanted.items() if k in model.spec.options}}
+    detector = detectors.create(replace(model.spec, options=options))
+    detector.load_state_dict(model.detector.state_dict())
+    detector.preprocessing = replace(model.detector.preprocessing, size=job.image_size)
+    return optimize(detector.eval().to(job.device), dtype=job.precision)
+
+
+class LabelModel:
+    """The model as a job looks through it; one thread calls it.
+
+    Attributes:
+        detector: the optimised one.
+        whole: it wants images as large as they are, since it cuts or resizes them itself.
+        batch_size: images of one size that it takes together.
+    """
+
+    def __init__(self, job: LabelJob) -> None:
+        self.detector = load_for_labelling(job)
+        self.whole = job.tiling is not None or job.views is not None
+        # A large image makes a batch of its own tiles.
+        self.batch_size = 1 if job.tiling is not None else job.batch_size
+        self._job = job
+        self._look = self._looking() if self.whole else None
+        self._thresholds = torch.tensor(job.thresholds)
+
+    def _looking(self) -> Predict:
+        job = self._job
+        if job.views is None:
+            return predictor(self.detector, batch_size=job.batch_size, device=job.device)
+        return views_predictor(self.detector, job.views, batch_size=job.batch_size, device=job.device)
+
+    def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
+        """What is found in images of one size, in stored pixels, on the CPU, the best ones above their thresholds."""
+        pixels = [image.pixels for image in images if image.pixels is not None]
+        if self._look is None:
+            found = self._predict_resized(pixels, [image.size for image in images])
+        elif self._job.tiling is None:
+            found = on_cpu(self._look(pixels))
+        else:
+            found = [
+                predict_tiled(
+                    self._look,
+                    image,
+                    self._job.tiling,
+                    max_detections=self._job.max_detections,
+                    tiles_at_once=self._job.batch_size,
+                )
+                for image in pixels
+            ]
+        return [select(prediction, self._thresholds, self._job.max_detections) for prediction in found]
+
+    def _predict_resized(self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
+        # Bytes go to the device, where they become numbers: a quarter of what would be sent otherwise.
+        there = [image.to(self._job.device, non_blocking=True) for image in pixels]
+        # They were resized in the decoding threads; boxes must go back to the stored frame.
+        batch = replace(make_batch(there, self.detector.preprocessing), original_sizes=torch.tensor(sizes))
+        with torch.inference_mode():
+            return on_cpu(self.detector.predict(batch))
+
+
+def on_cpu(predictions: list[Prediction]) -> list[Prediction]:
+    """Predictions of a batch on the CPU: one transfer a field, not one an image."""
+    if not predictions or predictions[0].boxes.device.type == "cpu":
+        return predictions
+    counts = [len(prediction) for prediction in predictions]
+    fields: dict[str, tuple[Tensor, ...]] = {}
+    for name in ("boxes", "labels", "scores", "masks", "keypoints"):
+        parts = [getattr(prediction, name) for prediction in predictions]
+        if parts[0] is not None:
+            fields[name] = torch.cat(parts).cpu().split(counts)
+    return [
+        replace(prediction, **{name: parts[i] for name, parts in fields.items()})
+        for i, prediction in enumerate(predictions)
+    ]
+
+
+def select(prediction: Prediction, thresholds: Tensor, max_detections: int) -> Prediction:
+    """The best detections above their class's threshold; ``thresholds`` is (C,)."""
+    above = prediction.scores > thresholds[prediction.labels]
+    return prediction.take(above.nonzero().squeeze(1)[:max_detections])
+
+
+def batches_of_one_size(
+    images: Iterator[DecodedImage], preprocessing: Preprocessing, batch_size: int
+) -> Iterator[list[DecodedImage]]:
+    """Groups images by their padded size in model pixels, in order; failed ones come one by one.
+
+    A batch is given out as soon as it is full; what remains of each size comes at the end.
+    """
+    waiting: dict[tuple[int, ...], list[DecodedImage]] = {}
+    for image in images:
+        if image.pixels is None:
+            yield [image]
+            continue
+        resized = fit_size(image.pixels.shape[1], image.pixels.shape[2], preprocessing)
+        size = tuple(-(-side // preprocessing.divisor) for side in resized)
+        batch = waiting.setdefault(size, [])
+        batch.append(image)
+        if len(batch) == batch_size:
+            yield waiting.pop(size)
+    yield from waiting.values()
