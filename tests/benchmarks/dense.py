@@ -13,23 +13,15 @@ predict; SSD300 at 300x300 is told besides. The exit status is 1 where a bar is 
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import median
 
 import torch
 from effdet import DetBenchPredict, get_efficientdet_config
 from effdet import EfficientDet as TheirEfficientDet
 from torch import Tensor, nn
 from torchvision.models.detection import retinanet_resnet50_fpn, ssd300_vgg16
-from torchvision.ops import FrozenBatchNorm2d
 
 from detectors import create
-from detectors.base import Detector
 from detectors.batching import make_batch
 from detectors.blocks.postprocess import select_detections
 from detectors.keymaps import load_named, torchvision_retinanet
@@ -37,30 +29,24 @@ from detectors.keymaps_effdet import effdet_efficientdet
 from detectors.keymaps_ssd import torchvision_ssd
 from detectors.models.retinanet import RetinaNet
 from detectors.models.ssd import SSD
-from detectors.optimize import OptimizationWarning, has_fast_bfloat16, optimize
-from detectors.structures import Prediction
-from tests.benchmarks.record import append_result, load_average, table
+from detectors.optimize import has_fast_bfloat16
+from tests.benchmarks.contests import (
+    Contest,
+    Found,
+    Tool,
+    arguments_of,
+    hold,
+    of_detector,
+    of_predictions,
+    of_torchvision,
+    optimized,
+    random_images,
+    tame,
+)
+from tests.benchmarks.record import load_average
 
-CLASSES, SIZE = 91, 512
-BARS = {
-    "retinanet_fp32": 1.3,
-    "retinanet_compiled": 1.5,
-    "retinanet_bf16": 2.3,
-    "postprocess": 3.0,
-    "efficientdet": 1.2,
-}
+CLASSES = 91
 CANDIDATES = 500  # an image
-Found = list[tuple[Tensor, Tensor, Tensor]]  # boxes, scores, labels of each image
-Tool = Callable[[], Found]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contest:
-    """Tools that do the same work; the first is the oracle."""
-
-    name: str
-    tools: dict[str, Tool]
-    exact: frozenset[str]  # tools whose detections must be the oracle's
 
 
 @torch.no_grad()
@@ -71,6 +57,7 @@ def retinanet(images: list[Tensor], *, compile: bool) -> tuple[Contest, Contest]
         weights=None, weights_backbone=None, num_classes=CLASSES, min_size=size, max_size=size
     )
     tame(theirs)
+    liven_head(theirs)
     theirs.eval()
     floats = [image.float() / 255 for image in images]
     padded = theirs.transform(floats)[0].tensors
@@ -85,12 +72,11 @@ def retinanet(images: list[Tensor], *, compile: bool) -> tuple[Contest, Contest]
     tools: dict[str, Tool] = {
         "torchvision": lambda: of_torchvision(theirs([image.float() / 255 for image in images])),
         "boxmill, plain": of_detector(ours, images),
-        "boxmill, fp32": of_detector(optimize(ours), images),
+        **optimized(ours, images, compile=compile),
     }
-    if compile:
-        tools["boxmill, compiled"] = of_detector(optimize(ours, compile=True), images)
+    bars = {"boxmill, fp32": 1.3, "boxmill, compiled": 1.5}
     if has_fast_bfloat16(torch.device("cpu")):
-        tools["boxmill, bf16"] = of_detector(optimize(ours, dtype="bfloat16", compile=compile), images)
+        bars["boxmill, bf16"] = 2.3
 
     batch = make_batch(images, ours.preprocessing)
     outputs = ours.dense(batch.images)
@@ -104,8 +90,8 @@ def retinanet(images: list[Tensor], *, compile: bool) -> tuple[Contest, Contest]
     }
     exact = frozenset({*tools} - {"torchvision", "boxmill, bf16"})
     return (
-        Contest(name="RetinaNet-R50 end to end", tools=tools, exact=exact),
-        Contest(name="its post-processing alone", tools=alone, exact=frozenset({"boxmill"})),
+        Contest(name="RetinaNet-R50 end to end", tools=tools, exact=exact, bars=bars),
+        Contest(name="its post-processing alone", tools=alone, exact=frozenset({"boxmill"}), bars={"boxmill": 3.0}),
     )
 
 
@@ -130,10 +116,13 @@ def efficientdet(images: list[Tensor], *, compile: bool) -> Contest:
         pixels = torch.stack([(image.float() - mean) / std for image in images])  # as effdet's loader does
         return [(one[:, :4], one[:, 4], one[:, 5].long() - 1) for one in theirs(pixels, info)]
 
-    tools: dict[str, Tool] = {"effdet": predict, "boxmill, fp32": of_detector(optimize(ours), images)}
-    if compile:
-        tools["boxmill, compiled"] = of_detector(optimize(ours, compile=True), images)
-    return Contest(name="EfficientDet-D0 end to end", tools=tools, exact=frozenset({*tools} - {"effdet"}))
+    tools: dict[str, Tool] = {"effdet": predict, **optimized(ours, images, compile=compile)}
+    return Contest(
+        name="EfficientDet-D0 end to end",
+        tools=tools,
+        exact=frozenset({*tools} - {"effdet", "boxmill, bf16"}),
+        bars={"boxmill, fp32": 1.2},
+    )
 
 
 @torch.no_grad()
@@ -152,21 +141,13 @@ def ssd(images: list[Tensor]) -> Contest:
     load_named(ours, torchvision_ssd(theirs.state_dict(), num_boxes=ours.default_boxes.num_boxes), "ssd300_vgg16")
     tools: dict[str, Tool] = {
         "torchvision": lambda: of_torchvision(theirs([image.float() / 255 for image in images]), first_label=1),
-        "boxmill, fp32": of_detector(optimize(ours), images),
+        **optimized(ours, images, compile=False),
     }
     return Contest(name="SSD300 end to end", tools=tools, exact=frozenset({"boxmill, fp32"}))
 
 
-def tame(model: nn.Module) -> None:
-    """Frozen statistics under which fifty random layers neither explode nor die out."""
-    generator = torch.Generator().manual_seed(0)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
-            gain = 0.3 if name.endswith("bn3") else 1.0
-            module.weight.copy_(gain * (1 + 0.1 * torch.randn(module.weight.shape, generator=generator)))
-            module.bias.copy_(0.1 * torch.randn(module.bias.shape, generator=generator))
-            module.running_mean.copy_(0.1 * torch.randn(module.bias.shape, generator=generator))
-            module.running_var.copy_(1 + 0.2 * torch.rand(module.bias.shape, generator=generator))
+def liven_head(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if name.startswith("head.") and name.endswith("weight"):
             parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
@@ -178,121 +159,13 @@ def raise_bias(bias: Tensor, logits: Tensor, images: int, *, threshold: float) -
     bias += torch.tensor(threshold).logit() - wanted
 
 
-def of_detector(detector: Detector, images: list[Tensor]) -> Tool:
-    return lambda: of_predictions(detector.predict(make_batch(images, detector.preprocessing)))
-
-
-def of_predictions(predictions: list[Prediction]) -> Found:
-    return [(p.boxes, p.scores, p.labels) for p in predictions]
-
-
-def of_torchvision(found: list[dict[str, Tensor]], first_label: int = 0) -> Found:
-    return [(p["boxes"], p["scores"], p["labels"] - first_label) for p in found]
-
-
-def disagreement(found: Found, expected: Found) -> str | None:
-    """What differs beyond rounding, or None. Where an overlap lies at the threshold, another box may be left."""
-    for number, ((boxes, scores, labels), (their_boxes, their_scores, their_labels)) in enumerate(zip(found, expected)):
-        if len(scores) != len(their_scores) or len(scores) < 50:
-            return f"image {number}: {len(scores)} detections and {len(their_scores)}; want as many, 50 at least"
-        partner = (boxes[:, None] - their_boxes[None]).abs().amax(-1) <= 0.1
-        partner &= (scores[:, None] - their_scores[None]).abs() <= 1e-4
-        partner &= labels[:, None] == their_labels[None]
-        alone = int((~partner.any(1)).sum())
-        if alone > 0.02 * len(scores):
-            return f"image {number}: {alone} of {len(scores)} detections have no partner within 0.1 px and 1e-4"
-    return None
-
-
-@torch.no_grad()
-def run(contest: Contest, rounds: int) -> list[dict[str, tuple[float, float]]]:
-    """Of each round, each tool's wall and CPU seconds; the first call of each, which is checked, does not count."""
-    tools = list(contest.tools)
-    expected = contest.tools[tools[0]]()
-    for name in tools[1:]:
-        found = contest.tools[name]()
-        difference = disagreement(found, expected)
-        assert difference is None or name not in contest.exact, f"{contest.name}, {name}: {difference}"
-    measured = []
-    for number in range(rounds):
-        seconds = {}
-        for name in tools[number % len(tools) :] + tools[: number % len(tools)]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            contest.tools[name]()
-            seconds[name] = (time.perf_counter() - wall, time.process_time() - cpu)
-        measured.append(seconds)
-    return measured
-
-
-def rows_of(contest: Contest, measured: list[dict[str, tuple[float, float]]]) -> list[dict[str, str]]:
-    oracle = next(iter(contest.tools))
-    return [
-        {
-            "work": contest.name,
-            "tool": name,
-            "wall ms": f"{1000 * median(r[name][0] for r in measured):.1f}",
-            "cpu ms": f"{1000 * median(r[name][1] for r in measured):.1f}",
-            "faster, wall": f"{speedup(measured, oracle, name):.2f}",
-            "faster, cpu": f"{median(r[oracle][1] / r[name][1] for r in measured):.2f}",
-        }
-        for name in contest.tools
-    ]
-
-
-def speedup(measured: list[dict[str, tuple[float, float]]], oracle: str, name: str) -> float:
-    return median(r[oracle][0] / r[name][0] for r in measured)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=SIZE, help="of the images; the bars are for the default")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, whose bar then is missed")
-    parser.add_argument("--no-record", action="store_true", help="leave tests/benchmarks/results.md as it is")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    warnings.simplefilter("error", OptimizationWarning)  # what falls back would be measured as something else
     load_before = load_average()
-    torch.manual_seed(0)
-    images = [
-        torch.randint(0, 256, (3, arguments.size, arguments.size), dtype=torch.uint8) for _ in range(arguments.batch)
-    ]
-    small = [torch.randint(0, 256, (3, 300, 300), dtype=torch.uint8) for _ in range(arguments.batch)]
+    arguments = arguments_of(__doc__ or "", batch=8, size=512)
+    images, small = random_images(arguments.batch, arguments.size), random_images(arguments.batch, 300)
     compile = not arguments.no_compile
-
-    rows, found = [], {}
-    for contest in (*retinanet(images, compile=compile), efficientdet(images, compile=compile), ssd(small)):
-        measured = run(contest, arguments.rounds)
-        rows += rows_of(contest, measured)
-        oracle = next(iter(contest.tools))
-        for name in list(contest.tools)[1:]:
-            found[contest.name, name] = speedup(measured, oracle, name)
-        print(table(rows_of(contest, measured)), flush=True)
-    whole, d0 = "RetinaNet-R50 end to end", "EfficientDet-D0 end to end"
-    ratios = {
-        "retinanet_fp32": found[whole, "boxmill, fp32"],
-        "retinanet_compiled": found.get((whole, "boxmill, compiled"), 0.0),
-        "retinanet_bf16": found.get((whole, "boxmill, bf16")),
-        "postprocess": found["its post-processing alone", "boxmill"],
-        "efficientdet": found[d0, "boxmill, fp32"],
-    }
-    missed = [f"{name} {ratio:.2f} ({BARS[name]})" for name, ratio in ratios.items() if ratio and ratio < BARS[name]]
-    missed += [f"{name} was left out" for name, ratio in ratios.items() if ratio == 0.0]
-    if ratios["retinanet_bf16"] is None:
-        print("bf16: not on this processor")
-    body = (
-        table(rows) + f"\n\nBatch {arguments.batch} at {arguments.size} px, "
-        f"{arguments.threads} threads, {arguments.rounds} rounds. "
-    )
-    body += "" if ratios["retinanet_bf16"] else "bf16: not on this processor. "
-    body += f"Bars missed: {', '.join(missed) or 'none'}."
-    if not arguments.no_record:
-        append_result("dense", body, load_before=load_before)
-    told = " ".join(f"{name}={'none' if ratio is None else f'{ratio:.2f}'}" for name, ratio in ratios.items())
-    print(f"dense: {told} ssd300={found['SSD300 end to end', 'boxmill, fp32']:.2f}", flush=True)
-    return 1 if missed else 0
+    contests = (*retinanet(images, compile=compile), efficientdet(images, compile=compile), ssd(small))
+    return hold("dense", contests, arguments, load_before=load_before)
 
 
 if __name__ == "__main__":
