@@ -70,3 +70,47 @@ def _stats() -> Iterator[tuple[int, list[str]]]:
                 continue
             if len(fields) > 12:
                 yield int(entry.name), fields
+
+
+class TreePss:
+    """The highest sum of PSS of a process and its descendants, MiB, while it is entered.
+
+    PSS counts a page shared by n processes as a part of n in each, so that the sum is what the tree really holds.
+
+    Args:
+        root: of the tree.
+        every: seconds between two looks.
+    """
+
+    def __init__(self, root: int, *, every: float = 0.5) -> None:
+        self._root, self._every = root, every
+        self.samples: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> TreePss:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def peak(self) -> float:
+        return max(self.samples)
+
+    def _watch(self) -> None:
+        while True:
+            self.samples.append(sum(_pss(pid) for pid in process_tree(self._root)) / 1024)
+            if self._stop.wait(self._every):
+                return
+
+
+def _pss(pid: int) -> int:
+    """KiB; 0 of a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
