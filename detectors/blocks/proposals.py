@@ -82,7 +82,7 @@ class ProposalOptions:
     Attributes:
         proposal_method: ``selective_search`` or ``sliding_window``.
         proposals: the most an image.
-        proposal_cache: images whose proposals are kept in memory, 32 bytes a proposal: in training without changes of
+        proposal_cache: images whose proposals are kept in memory, 16 bytes a proposal: in training without changes of
             scale and colour each image, flipped or not, is searched once; 0 keeps none.
         search_size: longer side to which an image is shrunk before it is searched, pixels.
         search_colours, search_scales, search_similarities, search_sigma: see ``SelectiveSearch``.
