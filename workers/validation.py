@@ -70,17 +70,19 @@ class Validator:
         board.validated.remote(**{name: round(value, 4) for name, value in numbers.items() if name in VALIDATED})
         return numbers
 
-    @torch.inference_mode()
     def _detect(self, detector: Detector, device: torch.device) -> list[Validated]:
         """What the detector finds in this worker's share, in float32 as labelling does it."""
         everything = [(g, place) for g, group in enumerate(self._groups) for place in range(len(group.image_ids))]
         share = shard_of_rank(len(everything), world=self._world, rank=self._rank)
         samples = everything[share.start : share.stop]
+        # Outside of inference mode: folding norms changes copies of the weights, which then could not be changed.
         fast = optimize(detector)
         detections: list[Validated] = []
         for batch in evaluation_batches(self._reader, samples, batch_size=self._config.batch_size):
             images = make_batch([image for _, image in batch], detector.preprocessing).to(device)
-            for (record, _), prediction in zip(batch, fast.predict(images), strict=True):
+            with torch.inference_mode():
+                predictions = fast.predict(images)
+            for (record, _), prediction in zip(batch, predictions, strict=True):
                 assert record.annotations is not None
                 found = to_annotations(prediction, self._label_map)
                 detections.append(
