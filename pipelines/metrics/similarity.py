@@ -179,15 +179,17 @@ def _mask_iou(
     if not across_classes:
         new |= np.diff(truth.labels[truths[near]]) != 0
     groups = np.concatenate([[0], np.cumsum(new)])
-    starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
     down, of_found, found_bounds = _places(groups, row[near])
     across, of_truth, truth_bounds = _places(groups, column[near])
     crowds = truth.iscrowd[columns].tolist()
-    for group, (start, stop) in enumerate(pairwise([*starts, len(groups)])):
-        some = of_found[found_bounds[group] : found_bounds[group + 1]]
-        others = of_truth[truth_bounds[group] : truth_bounds[group + 1]]
-        dense = mask_ious([own[at] for at in some], [theirs[at] for at in others], [crowds[at] for at in others])
-        iou[near[start:stop]] = dense[down[start:stop], across[start:stop]]
+    own, theirs, crowds = [own[a] for a in of_found], [theirs[a] for a in of_truth], [crowds[a] for a in of_truth]
+    dense = [
+        mask_ious(own[top:bottom], theirs[left:right], crowds[left:right]).ravel()
+        for (top, bottom), (left, right) in zip(pairwise(found_bounds), pairwise(truth_bounds), strict=True)
+    ]
+    number = np.diff(truth_bounds)
+    area = np.diff(found_bounds) * number
+    iou[near] = np.concatenate(dense)[(np.cumsum(area) - area)[groups] + down * number[groups] + across]
     return iou
 
 
