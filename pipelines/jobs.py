@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.in_order import in_order
-from pipelines.ledger import Ledger
 from pipelines.shards import ShardFile
 from pipelines.storage import Store
 
@@ -205,18 +204,6 @@ class Job:
             yield from map(self.receipt, self.done())
             return
         yield from in_order(self.receipt, self.done())
-
-    def totals(self) -> tuple[list[ShardFile], Ledger]:
-        """The files and the ledger of all receipts, in task order; a few receipts are in memory at a time.
-
-        Their ``ledger`` must be ``Ledger.to_json``.
-        """
-        files: list[ShardFile] = []
-        ledger = Ledger()
-        for receipt in self.each_receipt():
-            files += receipt.files
-            ledger.merge(Ledger.from_json(receipt.ledger))
-        return files, ledger
 
     def forget(self, image_ids: Collection[str]) -> None:
         """Take some images' rows and ledger entries out of a finished plan; counts stay. Nobody needs the rows then.

@@ -60,17 +60,6 @@ def test_a_plan_of_one_row_group_a_task_is_read_as_it_was_meant(tmp_path: Path) 
     assert [job.read_task(task)["n"].to_pylist() for task in range(3)] == [[0, 0], [1], [2, 2, 2]]
 
 
-def test_totals_are_the_sum_of_all_receipts_in_task_order(tmp_path: Path) -> None:
-    job = Job(str(tmp_path), "p")
-    for task in (7, 0, 40):
-        ledger = Ledger()
-        ledger.imported("image", task + 1)
-        job.finish(task, replace(_receipt(task, f"of-{task}"), ledger=ledger.to_json()))
-    files, ledger = job.totals()
-    assert [file.path for file in files] == [f"labels/gt/of-{task}.parquet" for task in (0, 7, 40)]
-    assert ledger.kept("image") == 1 + 8 + 41
-
-
 def test_the_first_receipt_wins(tmp_path: Path) -> None:
     job = Job(str(tmp_path), "p")
     assert job.missing(3) == [0, 1, 2]
