@@ -1,0 +1,9 @@
+"""Fast R-CNN learns two images by heart: selective search, sampling, pooling, losses and NMS fit together."""
+
+from __future__ import annotations
+
+from tests.overfitting import assert_learns_by_heart
+
+
+def test_the_smallest_by_heart() -> None:
+    assert_learns_by_heart("fast_rcnn_lite0", side=128, steps=50, lr=2e-3, norm="gn", proposals=100)
