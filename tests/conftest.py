@@ -91,9 +91,14 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with serve_s3(tmp_path_factory.mktemp("s3") / "moto.log") as server:
+        yield server
+
+
+@contextmanager
+def serve_s3(log: Path) -> Iterator[S3Server]:
     """moto's server with authentication on: a wrong or missing key is answered with 403."""
     port = free_port()
-    log = tmp_path_factory.mktemp("s3") / "moto.log"
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("AWS_")},
         # As many calls as the set-up below makes go unchecked; every later one is.
