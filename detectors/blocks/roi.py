@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, roi_align, roi_pool
 
 from detectors.blocks.matchers import BACKGROUND, IGNORED, IouMatcher
+from detectors.blocks.roi_align import can_gather, gather_align
 from detectors.blocks.samplers import balanced
 from detectors.structures import Target
 
@@ -54,6 +55,16 @@ class RoiPooler:
         """
         maps = maps[: len(self.strides)]
         rois = _with_image(boxes).to(maps[0])
+        if self.kind == "align" and self.samples and can_gather(maps):
+            return gather_align(
+                maps,
+                rois,
+                self.levels(rois[:, 1:]) if len(maps) > 1 else torch.zeros(len(rois), dtype=torch.int64),
+                strides=self.strides,
+                size=self.size,
+                samples=self.samples,
+                aligned=self.aligned,
+            )
         if len(maps) == 1:
             return self._pool_level(maps[0], rois, self.strides[0])
         level = self.levels(rois[:, 1:])

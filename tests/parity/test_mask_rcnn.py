@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,12 +36,26 @@ class Pair:
 @pytest.fixture(scope="module", params=MAKERS)
 def pair(request: pytest.FixtureRequest) -> Pair:
     torch.manual_seed(0)
-    theirs = MAKERS[request.param](weights=None, weights_backbone=None, num_classes=CLASSES + 1, rpn_score_thresh=0.0)
+    # Fewer of everything than usual: the branches are the same for each region.
+    theirs = MAKERS[request.param](
+        weights=None,
+        weights_backbone=None,
+        num_classes=CLASSES + 1,
+        rpn_post_nms_top_n_train=300,
+        rpn_post_nms_top_n_test=300,
+        box_detections_per_img=50,
+    )
     freeze_lively_norms(theirs)
     wake_up(theirs)
     nn.init.normal_(theirs.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.3)
-    options: dict[str, Any] = {"anchor_style": "torchvision"}
-    ours = create(request.param, num_classes=CLASSES, **options)
+    ours = create(
+        request.param,
+        num_classes=CLASSES,
+        anchor_style="torchvision",
+        proposals_train=300,
+        proposals=300,
+        max_detections=50,
+    )
     assert isinstance(ours, MaskRcnn)
     assert ours.needs == {"masks"}
     loaded, untouched, left_out = load_named(ours, torchvision_rcnn(theirs.state_dict()), request.param)
