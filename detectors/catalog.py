@@ -14,6 +14,7 @@ from detectors.keymaps import load_backbone_weights
 from detectors.models.efficientdet import EFFICIENTDETS, EfficientDet
 from detectors.models.fast_rcnn import FAST_RCNNS, FastRcnn
 from detectors.models.faster_rcnn import FASTER_RCNNS, FasterRcnn
+from detectors.models.keypoint_rcnn import KEYPOINT_RCNNS, keypoint_rcnn
 from detectors.models.localizer import LOCALIZERS, Localizer
 from detectors.models.mask_rcnn import MASK_RCNNS, MaskRcnn
 from detectors.models.rcnn import RCNNS, Rcnn
@@ -54,6 +55,7 @@ CATALOG: dict[str, CatalogEntry] = {
     **_family(FastRcnn, FAST_RCNNS, "boxes"),
     **_family(FasterRcnn, FASTER_RCNNS, "boxes"),
     **_family(MaskRcnn, MASK_RCNNS, "boxes, masks"),
+    **_family(keypoint_rcnn, KEYPOINT_RCNNS, "boxes, keypoints"),
     **_family(SSD, SSDS, "boxes"),
     **_family(SsdGrid, SSD_GRIDS, "boxes"),
     **_family(YoloV1, YOLO_V1S, "boxes"),

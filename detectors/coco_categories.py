@@ -29,6 +29,25 @@ COCO_CATEGORIES: tuple[dict[str, Any], ...] = tuple(
 )
 """80, by ascending id."""
 
+_KEYPOINTS = (
+    "nose",
+    *(f"{side}_{part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist") for side in ("left", "right")),
+    *(f"{side}_{part}" for part in ("hip", "knee", "ankle") for side in ("left", "right")),
+)
+_BONES = "15-13 13-11 16-14 14-12 11-12 5-11 6-12 5-6 5-7 6-8 7-9 8-10 1-2 0-1 0-2 1-3 2-4 3-5 4-6"
+
+COCO_KEYPOINT_CATEGORIES: tuple[dict[str, Any], ...] = (
+    {
+        **COCO_CATEGORIES[0],
+        "keypoints": list(_KEYPOINTS),
+        "skeleton": [[int(end) for end in bone.split("-")] for bone in _BONES.split()],
+    },
+)
+"""Those that have keypoints: person, with indices from 0."""
+
+COCO_KEYPOINT_FLIP: tuple[int, ...] = (0, *(i + 1 if i % 2 else i - 1 for i in range(1, len(_KEYPOINTS))))
+"""The index that each keypoint takes in a mirror image."""
+
 
 def coco_rows(first: int) -> Sequence[str | None]:
     """Names of a released network's class rows, which are numbered by category id.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from detectors.coco_categories import COCO_CATEGORIES, coco_rows
+from detectors.coco_categories import COCO_CATEGORIES, COCO_KEYPOINT_CATEGORIES, COCO_KEYPOINT_FLIP, coco_rows
 
 TORCHVISION = "https://download.pytorch.org/models"
 TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
@@ -176,6 +176,15 @@ KNOWN_WEIGHTS: tuple[KnownWeights, ...] = (
     ),
     _torchvision_coco(
         "mask_rcnn_r50_fpn_v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", "torchvision_rcnn", **_AS_TORCHVISION
+    ),
+    _torchvision_coco(
+        "keypoint_rcnn_r50_fpn",
+        "keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
+        "torchvision_rcnn",
+        rows=tuple(str(category["name"]) for category in COCO_KEYPOINT_CATEGORIES),
+        norm_eps=0.0,
+        keypoint_flip=COCO_KEYPOINT_FLIP,
+        **_AS_TORCHVISION,
     ),
     _torchvision_coco(
         "ssd300_vgg16",

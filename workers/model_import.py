@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import detectors
-from detectors.coco_categories import COCO_CATEGORIES, coco_rows
+from detectors.catalog import find_entry
+from detectors.coco_categories import COCO_CATEGORIES, COCO_KEYPOINT_CATEGORIES, coco_rows
 from detectors.loading import KEY_MAPS, load_weights
 from detectors.weights import KnownWeights, find_by_digest, find_weights, is_known_name
 from pipelines.records import LabelMap
@@ -110,7 +111,8 @@ def _label_map(config: ImportConfig, known: KnownWeights | None) -> LabelMap:
         ValueError: nobody says what they are.
     """
     if config.categories == "coco" or (config.categories is None and known is not None and known.trained_on == "coco"):
-        return LabelMap.from_json(COCO_CATEGORIES)
+        with_keypoints = hasattr(find_entry(config.detector).options, "num_keypoints")
+        return LabelMap.from_json(COCO_KEYPOINT_CATEGORIES if with_keypoints else COCO_CATEGORIES)
     if config.categories is None:
         raise ValueError(
             f"{redact(config.weights)} does not say what its classes are; give categories: coco, or a JSON file of "

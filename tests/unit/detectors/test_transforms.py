@@ -1,5 +1,7 @@
 """Augmentation by hand-computed cases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,12 @@ from detectors.transforms import (
     fit_size,
     flip_horizontally,
     flip_vertically,
-    keep_visible,
     resize,
     shift_colours,
     zoom_and_place,
 )
+from detectors.transforms_rotation import rotate
+from detectors.transforms_view import join, keep_visible
 
 
 def make_target(boxes, *, keypoints=None, masks=None, iscrowd=None, labels=None):
@@ -183,8 +186,93 @@ def test_the_same_generator_state_gives_the_same_image():
     assert not torch.equal(once[0], other[0])
 
 
+def test_large_scale_jitter_keeps_what_is_large_enough():
+    """Zooms from a tenth to twice the size, and boxes that fit them."""
+    jitter = Augmentation(size=200, scale=(0.1, 2.0), horizontal_flip=0.0, min_visible=0.0)
+    zooms = []
+    for seed in range(40):
+        image, moved = augment(IMAGE, make_target([[0, 0, 30, 20]]), jitter, np.random.default_rng(seed))
+        assert image.shape == (3, 133, 200)
+        zooms.append(0.1 * 20 ** np.random.default_rng(seed).random())
+        (width,) = (moved.boxes[:, 2] - moved.boxes[:, 0]).tolist()
+        assert width == pytest.approx(200 * min(zooms[-1], 1.0), abs=1)
+    assert min(zooms) < 0.15 and max(zooms) > 1.7
+
+
+def test_turning_off_what_is_new_leaves_the_rest_as_it_was():
+    varied = Augmentation(size=30, scale=(0.5, 2.0), vertical_flip=0.5, brightness=0.4)
+    turned = replace(varied, rotation=20.0)
+    target = make_target([[1, 2, 25, 18]])
+    plain, other = (augment(IMAGE, target, how, np.random.default_rng(3)) for how in (varied, turned))
+    assert not torch.equal(plain[0], other[0])
+    level = replace(turned, rotation=1e-9)
+    again = augment(IMAGE, target, level, np.random.default_rng(3))
+    assert torch.equal(again[0], plain[0])
+    torch.testing.assert_close(again[1].boxes, plain[1].boxes)
+
+
+def test_a_quarter_turn_of_a_square():
+    masks = torch.zeros(1, 20, 20, dtype=torch.bool)
+    masks[0, 2:4, 5:12] = True
+    square = IMAGE[:, :, :20]
+    target = make_target([[5, 2, 12, 4]], masks=masks, keypoints=[[[5.5, 2.5, 2]]])
+    image, turned = rotate(square, target, 90, fill=(0, 0, 0))
+    assert torch.equal(image, square.rot90(-1, (1, 2)))
+    assert torch.equal(turned.masks, masks.rot90(-1, (1, 2)))
+    torch.testing.assert_close(turned.boxes, torch.tensor([[16.0, 5.0, 18.0, 12.0]]))
+    torch.testing.assert_close(turned.keypoints, torch.tensor([[[17.5, 5.5, 2.0]]]))
+
+
+def test_pasting_is_as_likely_as_it_is_said_and_asks_for_another_image_then_alone():
+    masks = torch.ones(1, 20, 30, dtype=torch.bool)
+    target = make_target([[0, 0, 30, 20]], masks=masks, labels=[1])
+    other = make_target([[0, 0, 15, 10]], masks=masks & (torch.arange(30) < 15) & (torch.arange(20) < 10)[:, None])
+    how = Augmentation(size=30, horizontal_flip=0.0, copy_paste=0.3)
+    assert how.needs_masks and not Augmentation(size=30).needs_masks
+    asked = []
+
+    def donor():
+        asked.append(seed)
+        return torch.full_like(IMAGE, 9), other
+
+    pasted = []
+    for seed in range(60):
+        image, found = augment(IMAGE, target, how, np.random.default_rng(seed), donor=donor)
+        if len(found) == 2:
+            pasted.append(seed)
+            assert found.labels.tolist() == [1, 0] and (image[:, :10, :15] == 9).all()
+            assert found.masks[0].sum() == 450 and torch.equal(image[:, 10:], IMAGE[:, 10:])
+        else:
+            assert torch.equal(image, IMAGE) and found.labels.tolist() == [1]
+    assert pasted == asked and 8 <= len(pasted) <= 28
+
+
+def test_pasting_needs_another_image_and_masks():
+    how = Augmentation(size=30, copy_paste=1.0)
+    bare = make_target([[0, 0, 15, 10]])
+    with pytest.raises(ValueError, match=r"copy_paste=1\.0 needs a donor"):
+        augment(IMAGE, bare, how, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="pasted by their masks"):
+        augment(IMAGE, bare, how, np.random.default_rng(0), donor=lambda: (IMAGE, bare))
+
+
+def test_objects_that_differ_in_what_they_have_are_not_joined():
+    some = make_target([[0, 0, 15, 10]], keypoints=[[[1, 1, 2]]])
+    with pytest.raises(ValueError, match="one alone has keypoints"):
+        join(some, make_target([[0, 0, 15, 10]]))
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"scale": (0, 1)}, {"scale": (2, 1)}, {"horizontal_flip": 1.5}, {"hue": 0.6}, {"resize": "crop"}]
+    "wrong",
+    [
+        {"scale": (0, 1)},
+        {"scale": (2, 1)},
+        {"horizontal_flip": 1.5},
+        {"hue": 0.6},
+        {"resize": "crop"},
+        {"rotation": 90},
+        {"copy_paste": 2},
+    ],
 )
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

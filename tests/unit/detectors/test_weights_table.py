@@ -15,7 +15,7 @@ from torch import nn
 
 from detectors import create, list_detectors
 from detectors.catalog import find_entry
-from detectors.coco_categories import COCO_CATEGORIES, coco_rows
+from detectors.coco_categories import COCO_CATEGORIES, COCO_KEYPOINT_CATEGORIES, COCO_KEYPOINT_FLIP, coco_rows
 from detectors.keymaps import WeightsMismatch
 from detectors.loading import KEY_MAPS, load_weights
 from detectors.weights import KNOWN_WEIGHTS, find_by_digest, find_weights, weights_for
@@ -42,7 +42,8 @@ def test_what_they_fit_exists_and_takes_their_options(known) -> None:
             assert timm.is_model(name) and known.trained_on == "imagenet"
     assert known.key_map in KEY_MAPS or known.key_map == "torchvision_to_timm"
     assert bool(known.rows) == (known.trained_on == "coco")
-    assert not known.rows or [name for name in known.rows if name is not None] == NAMES
+    people = ["person"] if "keypoint" in known.name else NAMES
+    assert not known.rows or [name for name in known.rows if name is not None] == people
 
 
 def test_urls_are_those_that_timm_and_torchvision_have_themselves() -> None:
@@ -60,6 +61,7 @@ def test_urls_are_those_that_timm_and_torchvision_have_themselves() -> None:
             "fasterrcnn_resnet50_fpn_v2",
             "maskrcnn_resnet50_fpn",
             "maskrcnn_resnet50_fpn_v2",
+            "keypointrcnn_resnet50_fpn",
             "ssd300_vgg16",
         )
         for weights in get_model_weights(name)
@@ -85,6 +87,19 @@ def test_cocos_rows_are_torchvisions_categories() -> None:
     theirs = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     assert [name or "N/A" for name in coco_rows(first=0)] == ["N/A", *theirs[1:]]
     assert coco_rows(first=1) == coco_rows(first=0)[1:] and len(COCO_CATEGORIES) == 80
+
+
+def test_cocos_keypoints_are_torchvisions() -> None:
+    from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
+
+    meta = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta
+    (person,) = COCO_KEYPOINT_CATEGORIES
+    names = person["keypoints"]
+    assert [person["name"]] == meta["categories"][1:]
+    assert names == meta["keypoint_names"]
+    mirrored = [name.replace("left", "LEFT").replace("right", "left").replace("LEFT", "right") for name in names]
+    assert [names[i] for i in COCO_KEYPOINT_FLIP] == mirrored
+    assert len(person["skeleton"]) == 19 and {i for bone in person["skeleton"] for i in bone} == set(range(17))
 
 
 def test_asking_by_name() -> None:
@@ -114,6 +129,7 @@ RELEASED = [
     ("faster_rcnn_r50_fpn_v2_coco", lambda: torchvisions("fasterrcnn_resnet50_fpn_v2"), 90),
     ("mask_rcnn_r50_fpn_coco", lambda: torchvisions("maskrcnn_resnet50_fpn"), 90),
     ("mask_rcnn_r50_fpn_v2_coco", lambda: torchvisions("maskrcnn_resnet50_fpn_v2"), 90),
+    ("keypoint_rcnn_r50_fpn_coco", lambda: torchvisions("keypointrcnn_resnet50_fpn"), 1),
     ("ssd300_vgg16_coco", lambda: torchvisions("ssd300_vgg16"), 90),
     ("efficientdet_lite0_coco", lambda: effdet("efficientdet_lite0"), 90),
 ]
