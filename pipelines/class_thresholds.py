@@ -1,14 +1,11 @@
-"""Score thresholds by the names of classes, as people give them and as an evaluation finds them."""
+"""Score thresholds by the names of classes, as people give them."""
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable
-from typing import Any
 
 from pipelines.records import LabelMap
-from pipelines.storage import read_uri, redact
 
 
 def check_class_names(names: Iterable[str], label_map: LabelMap) -> None:
@@ -17,36 +14,3 @@ def check_class_names(names: Iterable[str], label_map: LabelMap) -> None:
         near = difflib.get_close_matches(name, label_map.names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(label_map.names[:10])}"
         raise ValueError(f"a threshold is given for the class {name!r}, which the predictions have not; {hint}")
-
-
-def read_class_thresholds(uri: str) -> dict[str, float]:
-    """Thresholds from a file.
-
-    Args:
-        uri: of the JSON that ``boxmill evaluate --metrics`` wrote, whose best threshold of each class is taken, or of
-            JSON that maps names of classes to scores; any fsspec URL.
-    Returns:
-        Score by name. Classes for which the evaluation found none (no truth, nothing found) are left out.
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is neither.
-    """
-    where = redact(uri)
-    try:
-        told: Any = json.loads(read_uri(uri))
-    except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {error}") from None
-    if isinstance(told, dict) and "stats" in told:
-        best = ((told.get("analysis") or {}).get("thresholds") or {}).get("per_class")
-        if best is None:
-            raise ValueError(
-                f"{where} has an evaluation without thresholds; `boxmill evaluate` finds them where it writes a report"
-            )
-        told = {name: of["score"] for name, of in best.items() if of["score"] is not None}
-    if not isinstance(told, dict) or not all(_is_score(score) for score in told.values()):
-        raise ValueError(f'{where} must map names of classes to scores, as {{"cat": 0.4}}, or be what evaluate wrote')
-    return {str(name): float(score) for name, score in told.items()}
-
-
-def _is_score(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -209,7 +209,7 @@ def test_depth_is_dropped_in_training_only() -> None:
         ("layers", 0, "at least 1"),
         ("drop_path", 1.0, r"\[0, 1\)"),
         ("prior", 0.0, "between 0 and 1"),
-        ("image_size", 16, "32 pixels"),
+        ("image_size", 16, "at least 32"),
         ("loss", "bce", "alpha_ce"),
     ],
 )

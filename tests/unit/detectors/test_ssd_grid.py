@@ -186,7 +186,7 @@ def test_any_grids_at_any_size(image_size: int, grids: tuple[int, ...]) -> None:
         ({"grids": (2, 4)}, "from the finest to the coarsest"),
         ({"grids": ()}, "grids are"),
         ({"zooms": (0.0,)}, "must be above 0"),
-        ({"box_unit": "cell"}, "choose image or anchor"),
+        ({"box_unit": "cell"}, "choose one of image, anchor"),
         ({"match_iou": 1.2}, r"matching threshold 1\.2"),
     ],
 )

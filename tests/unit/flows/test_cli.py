@@ -80,7 +80,7 @@ def test_quarantined_images_are_told_and_strict_makes_them_4(capfd, monkeypatch,
     found = {"reference": "d@labels/p:0", "num_images": 3, "num_quarantined": 2}
     monkeypatch.setattr("flows.cli.stages.execute", lambda *_, **__: found)
     code, out, err = run(capfd, "label", "d", "--model", "m", "--json", *options)
-    assert code == expected and json.loads(out) == found and "2 image(s) could not be read" in err
+    assert code == expected and json.loads(out) == found and "2 image(s) have no predictions" in err
 
 
 @pytest.mark.parametrize(

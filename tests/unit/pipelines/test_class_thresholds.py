@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.class_thresholds import check_class_names, read_class_thresholds
+from pipelines.class_thresholds import check_class_names
 from pipelines.records import Category, LabelMap
+from pipelines.threshold_files import read_class_thresholds
 from tests.evaluated import make_evaluated
 from workers.evaluate import evaluate
 
