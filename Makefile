@@ -21,13 +21,14 @@ help:
 demo: $(VENV)/run.stamp
 	$(BIN)/boxmill demo $(ARGS)
 
-# Two at a time where tests are of one process; those that start clusters and servers take the machine for themselves.
+# Two at a time, apart from those that start Ray clusters: these take the machine for themselves.
+DEFAULT_TESTS := not slow and not s3real and not gpu
 test: $(VENV)/dev.stamp
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/integration --ignore tests/browser
-	$(BIN)/python -m pytest tests/integration tests/browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(DEFAULT_TESTS) and not ray'
+	$(BIN)/python -m pytest -m '$(DEFAULT_TESTS) and ray'
 endif
 
 check: $(VENV)/dev.stamp
