@@ -18,27 +18,23 @@ the end.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pipelines.predictions import open_predictions
 from pipelines.sources import open_source
 from pipelines.versions import open_dataset
 from tests.benchmarks.bccd import IMAGES
-from tests.benchmarks.processes import TreeCpu
 from tests.benchmarks.record import append_result, commit, load_average, table
+from tests.benchmarks.trained import KeptRuns, label_split, told_every, train_timed
 from workers.evaluate import evaluate
 from workers.ingest import ingest
-from workers.label import label
-from workers.label_config import LabelConfig
-from workers.train import AugmentConfig, TrainConfig, train
+from workers.train import AugmentConfig, TrainConfig
 
 LEAST_AP50, BUDGET_MINUTES = 0.84, 8.0
 BARRED = "efficientdet_lite0"
@@ -115,29 +111,10 @@ def train_config(recipe: Recipe, dataset: str, out: Path, seed: int, resnet34: s
 
 def run(name: str, config: TrainConfig, dataset: str) -> dict[str, Any]:
     """One seed of one recipe, from training to metrics on the test split."""
-    told = [time.monotonic()]
-
-    def tell(stage: str, done: int, total: int, **numbers: float) -> None:
-        if time.monotonic() - told[0] > 30:
-            told[0] = time.monotonic()
-            shown = " ".join(f"{key}={value:.4g}" for key, value in numbers.items())
-            print(f"{name}, seed {config.seed}: {stage} {done}/{total} {shown}", flush=True)
-
-    started = time.monotonic()
-    with TreeCpu() as cpu:
-        model = train(config, tell)
-    seconds = time.monotonic() - started
-    # Of a run that was cut off only the epochs' own clock knows the whole, and nobody its CPU.
-    whole = seconds >= model.seconds
-    labelled = label(
-        LabelConfig(
-            input=dataset, model=model.uri, out=f"{name}-{config.seed}", splits=("test",), score_threshold=0.01
-        ),
-        tell,
-    )
-    predicted = open_predictions(labelled.reference)
-    assert sum(1 for _ in predicted.annotations()) == IMAGES["test"], "every test image has its row"
-    found = evaluate(dataset, labelled.reference, splits=["test"]).metrics
+    tell = told_every(30, f"{name}, seed {config.seed}")
+    model, minutes = train_timed(config, tell)
+    predicted = label_split(dataset, model, f"{name}-{config.seed}", "test", IMAGES["test"], tell)
+    found = evaluate(dataset, predicted, splits=["test"]).metrics
     return {
         "detector": name,
         "seed": config.seed,
@@ -147,8 +124,7 @@ def run(name: str, config: TrainConfig, dataset: str) -> dict[str, Any]:
         "start": "random" if config.pretrained_backbone is None else "ImageNet",
         "px": config.image_size,
         "epochs": config.epochs,
-        "wall min": round(max(seconds, model.seconds) / 60, 2),
-        "CPU min": round(cpu.seconds / 60, 2) if whole else None,
+        **minutes,
         "commit": commit(),
     }
 
@@ -184,11 +160,7 @@ def main() -> int:
         return 2
     load_before = load_average()
     work = arguments.out.absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    kept = work / "runs.json"
-    if arguments.again:
-        kept.unlink(missing_ok=True)
-    finished: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+    kept = KeptRuns(work, again=arguments.again)
 
     dataset = ingest(open_source("voc", root=str(Path(folder).resolve() / "bccd")), str(work / "dataset")).reference
     splits = open_dataset(dataset).splits
@@ -204,10 +176,7 @@ def main() -> int:
             inputs = {"dataset": open_dataset(dataset).digest, "backbone": str(config.pretrained_backbone)}
             key = f"{name}-{seed}-{config.job_digest(**inputs)[:12]}"
             config = replace(config, out=f"{config.out}/{key}")
-            if key not in finished:
-                finished[key] = run(name, config, dataset)
-                kept.write_text(json.dumps(finished, indent=1))
-            runs.append(finished[key])
+            runs.append(kept.row(key, partial(run, name, config, dataset)))
 
     body = table(with_means(runs))
     print(body)
