@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import chain
 from types import TracebackType
 
 from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
 from pipelines.duplicates import Dedupe, count_duplicates, find_new_duplicates, leave_out_duplicates
+from pipelines.in_order import in_order
 from pipelines.jobs import Job, Plan, Receipt, files_of
 from pipelines.label_commits import settle
 from pipelines.ledger import Ledger, LedgerEntry
@@ -146,18 +145,8 @@ def _load(
     # Some at a time: handing over each image alone costs as much as reading it.
     parts = [items[first : first + _A_TIME] for first in range(0, len(items), _A_TIME)]
     loaders = _LOCAL_LOADERS if local else _LOADERS
-    with ThreadPoolExecutor(loaders) as pool:
-
-        def submit(part: Sequence[SourceItem]) -> Future[list[ImageRecord | Exception]]:
-            return pool.submit(lambda: [load(item) for item in part])
-
-        waiting = iter(parts)
-        running = deque((part, submit(part)) for part in islice(waiting, 2 * loaders))
-        while running:
-            part, reading = running.popleft()
-            found = reading.result()
-            running.extend((part, submit(part)) for part in islice(waiting, 1))
-            yield from zip(part, found, strict=True)
+    found = in_order(lambda part: [load(item) for item in part], parts, threads=loaders)
+    yield from zip(items, chain.from_iterable(found), strict=True)
 
 
 def _checked_to_the_last_pixel(record: ImageRecord) -> ImageRecord:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from torch import Tensor, nn, no_grad
 from torchvision.models.detection.image_list import ImageList
 
+from detectors.base import Detector
+from detectors.models import faster_rcnn
 from detectors.structures import Batch, Target
+
+LOSSES = {
+    "objectness": "loss_objectness",
+    "proposal_regression": "loss_rpn_box_reg",
+    "classification": "loss_classifier",
+    "box_regression": "loss_box_reg",
+}
 
 
 def wake_up(model: nn.Module) -> None:
@@ -35,6 +46,27 @@ def their_losses(theirs: nn.Module, batch: Batch, targets: list[Target]) -> tupl
     finally:
         theirs.eval()
     return {**losses, **more}, proposals
+
+
+def equal_losses(
+    ours: Detector,
+    theirs: nn.Module,
+    batch: Batch,
+    targets: list[Target],
+    monkeypatch: pytest.MonkeyPatch,
+    **more: str,
+) -> dict[str, Tensor]:
+    """Our losses, having held them to theirs, with the same draws of the sampler; ``more`` names the branches'."""
+    torch.manual_seed(5)
+    expected, proposals = their_losses(theirs, batch, targets)
+    # Of proposals that are nearly equally good, either may come first; the sampler would then draw others.
+    monkeypatch.setattr(faster_rcnn, "select_proposals", lambda *_: proposals)
+    torch.manual_seed(5)
+    with no_grad():
+        losses = ours(batch, targets)
+    for name, their_name in {**LOSSES, **more}.items():
+        torch.testing.assert_close(losses[name], expected[their_name], atol=1e-5, rtol=1e-5, msg=name)
+    return losses
 
 
 def _named(target: Target) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from detectors.blocks.rpn import select_proposals
 from detectors.keymaps import WeightsMismatch, load_named
 from detectors.keymaps_rcnn import torchvision_rcnn
 from detectors.loading import load_state
-from detectors.models import faster_rcnn
 from detectors.models.faster_rcnn import FasterRcnn
 from detectors.structures import Batch
 from tests.comparing import (
@@ -28,7 +27,7 @@ from tests.comparing import (
     freeze_lively_norms,
     make_targets,
 )
-from tests.rcnn import image_list, their_detections, their_losses, wake_up
+from tests.rcnn import equal_losses, image_list, their_detections, wake_up
 
 CLASSES = 7
 SIZES = [(128, 192), (120, 160)]  # two, so that padding matters
@@ -104,20 +103,7 @@ def test_pooled_regions(size: int) -> None:
 @pytest.mark.parametrize("counts", TARGETS.values(), ids=TARGETS.keys())
 def test_losses(pair: Pair, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     targets = make_targets(counts)
-    torch.manual_seed(5)
-    expected, proposals = their_losses(pair.theirs, pair.batch, targets)
-    # Of proposals that are nearly equally good, either may come first; the sampler would then draw others.
-    monkeypatch.setattr(faster_rcnn, "select_proposals", lambda *_: proposals)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        losses = pair.ours(pair.batch, targets)
-    for ours, theirs in (
-        ("objectness", "loss_objectness"),
-        ("proposal_regression", "loss_rpn_box_reg"),
-        ("classification", "loss_classifier"),
-        ("box_regression", "loss_box_reg"),
-    ):
-        torch.testing.assert_close(losses[ours], expected[theirs], atol=1e-5, rtol=1e-5, msg=ours)
+    losses = equal_losses(pair.ours, pair.theirs, pair.batch, targets, monkeypatch)
     assert (losses["box_regression"] > 0) == (sum(counts) > 0)
 
 

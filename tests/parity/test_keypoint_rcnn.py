@@ -14,12 +14,11 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from detectors import create
 from detectors.keymaps import load_named
 from detectors.keymaps_rcnn import torchvision_rcnn
-from detectors.models import faster_rcnn
 from detectors.models.keypoint_rcnn import KeypointMaskRcnn, KeypointRcnn
 from detectors.structures import Batch, Target
 from tests.comparing import TARGETS, assert_same_detections, batch_of_noise, freeze_lively_norms, make_targets
 from tests.parity.test_keypoint_head import probability
-from tests.rcnn import their_detections, their_losses, wake_up
+from tests.rcnn import equal_losses, their_detections, wake_up
 
 CLASSES, KEYPOINTS = 3, 4
 SIZES = [(96, 160), (90, 130)]  # two, so that padding matters
@@ -68,21 +67,7 @@ def pair() -> Pair:
 @pytest.mark.parametrize("counts", TARGETS.values(), ids=TARGETS.keys())
 def test_losses(pair: Pair, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     targets = [with_keypoints(target) for target in make_targets(counts, num_classes=CLASSES, spread=40)]
-    torch.manual_seed(5)
-    expected, proposals = their_losses(pair.theirs, pair.batch, targets)
-    # Of proposals that are nearly equally good, either may come first; the sampler would then draw others.
-    monkeypatch.setattr(faster_rcnn, "select_proposals", lambda *_: proposals)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        losses = pair.ours(pair.batch, targets)
-    for ours, theirs in (
-        ("objectness", "loss_objectness"),
-        ("proposal_regression", "loss_rpn_box_reg"),
-        ("classification", "loss_classifier"),
-        ("box_regression", "loss_box_reg"),
-        ("keypoint", "loss_keypoint"),
-    ):
-        torch.testing.assert_close(losses[ours], expected[theirs], atol=1e-5, rtol=1e-5, msg=ours)
+    losses = equal_losses(pair.ours, pair.theirs, pair.batch, targets, monkeypatch, keypoint="loss_keypoint")
     assert (losses["keypoint"] > 0) == (sum(counts) > 0)
 
 

@@ -15,11 +15,10 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from detectors import create
 from detectors.keymaps import load_named
 from detectors.keymaps_rcnn import torchvision_rcnn
-from detectors.models import faster_rcnn
 from detectors.models.mask_rcnn import MaskRcnn
 from detectors.structures import Batch, Target
 from tests.comparing import TARGETS, assert_same_detections, batch_of_noise, freeze_lively_norms, make_targets
-from tests.rcnn import their_detections, their_losses, wake_up
+from tests.rcnn import equal_losses, their_detections, wake_up
 
 CLASSES = 7
 SIZES = [(96, 160), (90, 130)]  # two, so that padding matters
@@ -67,21 +66,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 @pytest.mark.parametrize("counts", TARGETS.values(), ids=TARGETS.keys())
 def test_losses(pair: Pair, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     targets = [with_masks(target, size) for target, size in zip(make_targets(counts, spread=40), SIZES)]
-    torch.manual_seed(5)
-    expected, proposals = their_losses(pair.theirs, pair.batch, targets)
-    # Of proposals that are nearly equally good, either may come first; the sampler would then draw others.
-    monkeypatch.setattr(faster_rcnn, "select_proposals", lambda *_: proposals)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        losses = pair.ours(pair.batch, targets)
-    for ours, theirs in (
-        ("objectness", "loss_objectness"),
-        ("proposal_regression", "loss_rpn_box_reg"),
-        ("classification", "loss_classifier"),
-        ("box_regression", "loss_box_reg"),
-        ("mask", "loss_mask"),
-    ):
-        torch.testing.assert_close(losses[ours], expected[theirs], atol=1e-5, rtol=1e-5, msg=ours)
+    losses = equal_losses(pair.ours, pair.theirs, pair.batch, targets, monkeypatch, mask="loss_mask")
     assert (losses["mask"] > 0) == (sum(counts) > 0)
 
 
