@@ -175,7 +175,7 @@ def test_rotation(scene, degrees):
             torch.testing.assert_close(turned.keypoints[i, k], torch.tensor([*turn(x, y), v]), atol=1e-4, rtol=0)
 
 
-@given(scenes(), st.floats(0, 1), st.floats(0, 3), st.integers(-6, 6), st.integers(-6, 6))
+@given(scenes(), st.floats(0, 1, width=32), st.floats(0, 3, width=32), st.integers(-6, 6), st.integers(-6, 6))
 @settings(max_examples=30, deadline=None)
 def test_one_filter(scene, min_visible, min_size, left, top):
     """What is seen in a view of 8 x 8 pixels, its corner anywhere, is kept with all its fields."""
