@@ -19,18 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from detectors.base import Detector, DetectorSpec, Preprocessing
 from detectors.catalog import create
-
-SCHEMA_VERSION = 1
-WEIGHTS = "model.safetensors"
-DESCRIPTION = "model.json"
-
-
-class BadCheckpoint(ValueError):
-    """A model directory is broken, incomplete, or not what its digest says."""
-
-
-class NewerCheckpoint(BadCheckpoint):
-    """A model was written by a newer boxmill."""
+from detectors.description import (
+    DESCRIPTION,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    BadCheckpoint,
+    description_digest,
+    read_description,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,7 +91,7 @@ def save(
         "provenance": {"loaded_weights": summarise_report(detector.loaded_weights), **(provenance or {})},
         "files": {WEIGHTS: _sha256(weights)},
     }
-    description["digest"] = _digest(description)
+    description["digest"] = description_digest(description)
     partial = directory / f"{DESCRIPTION}.partial"
     with partial.open("w", encoding="utf-8") as file:
         json.dump(description, file, indent=1, sort_keys=True)
@@ -134,38 +130,6 @@ def load(directory: Path) -> LoadedModel:
         provenance=dict(description["provenance"]),
         digest=str(description["digest"]),
     )
-
-
-def read_description(directory: Path) -> dict[str, Any]:
-    """``model.json``, checked against its own digest; the weights are not looked at.
-
-    Raises:
-        BadCheckpoint, NewerCheckpoint: as ``load``.
-    """
-    path = Path(directory) / DESCRIPTION
-    if not path.is_file():
-        raise BadCheckpoint(f"{path} is missing; {directory} is no model, or was cut short while written")
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = int(description["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadCheckpoint(f"{path} is no model description: {error}") from error
-    if version > SCHEMA_VERSION:
-        raise NewerCheckpoint(
-            f"{path} has schema version {version}, this boxmill reads up to {SCHEMA_VERSION}; upgrade boxmill"
-        )
-    lacking = {"spec", "categories", "preprocessing", "provenance", "files", "digest"} - description.keys()
-    if lacking or WEIGHTS not in description["files"]:
-        raise BadCheckpoint(f"{path} lacks {', '.join(sorted(lacking)) or WEIGHTS}")
-    if description["digest"] != _digest(description):
-        raise BadCheckpoint(f"{path} was altered after it was written (digest differs)")
-    return description
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    """Over all but the digest itself; the weights take part through their own sha256."""
-    content = {key: value for key, value in description.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -122,10 +122,20 @@ class Job:
             metadata: see ``Plan``; evaluated after the last task, so its values may be filled while tasks are drawn.
         """
         rows: list[int] = []
+        return self._save(_row_groups(tasks, rows), schema, rows, metadata)
+
+    def save_rows(self, tasks: pa.Table, metadata: Mapping[str, Any]) -> Plan:
+        """As ``save_plan``, of tasks of one row each."""
+        groups = (tasks.slice(first, _GROUP_ROWS) for first in range(0, tasks.num_rows, _GROUP_ROWS))
+        return self._save(groups, tasks.schema, [1] * tasks.num_rows, metadata)
+
+    def _save(
+        self, groups: Iterable[pa.Table], schema: pa.Schema, rows: Sequence[int], metadata: Mapping[str, Any]
+    ) -> Plan:
         with tempfile.TemporaryDirectory(prefix="boxmill-plan-") as folder:
             local = Path(folder) / _PLAN
             with pq.ParquetWriter(local, schema, compression="zstd") as writer:
-                for group in _row_groups(tasks, rows):
+                for group in groups:
                     writer.write_table(group, row_group_size=max(1, group.num_rows))
                 told = {_METADATA_KEY: json.dumps(dict(metadata)), _TASKS_KEY: json.dumps(rows)}
                 writer.add_key_value_metadata({key.decode(): value for key, value in told.items()})
@@ -169,6 +179,9 @@ class Job:
         with self.store.open_arrow(_PLAN) as stream:
             read = pq.ParquetFile(stream, metadata=self._footer, pre_buffer=True).read_row_group(group)
         return read.slice(first - int(groups[group]), last - first)
+
+    def has_column(self, name: str) -> bool:
+        return name in self._footer.schema.to_arrow_schema().names
 
     def read_column(self, name: str) -> list[Any]:
         """One column of all tasks."""
@@ -224,6 +237,8 @@ class Job:
                 self.write_dead_letter(letter["task"], {**letter, "images": kept})
 
     def _forget_rows(self, image_ids: Collection[str]) -> None:
+        if not self.has_column("image_id"):
+            return  # its tasks are parts of files, and name no image
         plan = self.plan()
         metadata = dict(plan.metadata)
         told = _forget_entries(metadata.get("ledger", {}), image_ids)

@@ -19,18 +19,10 @@ from pipelines.storage import Store, redact
 from workers.label_account import ReceiptSums, account_uri, add_up, read_account, write_account
 from workers.label_config import LabelConfig, PredictionSetRef
 from workers.label_listing import LabelInput, open_input, refusals
-from workers.label_plan import (
-    TASK,
-    LabelPlan,
-    ModelFacts,
-    describe,
-    find_or_check,
-    is_dataset_root,
-    make_plan,
-    plan_tasks,
-)
+from workers.label_plan import LabelPlan, ModelFacts, describe, find_or_check, is_dataset_root, make_plan
 from workers.label_retry import retry
 from workers.label_run import run_plan
+from workers.label_tasks import save_tasks
 from workers.progress import Progress
 from workers.software import software_versions
 
@@ -68,7 +60,7 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
     tasks = resumed = 0
     if made is None:
         if not job.has_plan():
-            job.save_plan(plan_tasks(source, plan), TASK, plan_facts(source, plan, model))
+            save_tasks(job, source, plan, plan_facts(source, plan, model))
         tasks = job.plan().num_tasks
         pending = job.missing(tasks)
         resumed = tasks - len(pending)

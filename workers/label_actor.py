@@ -32,15 +32,14 @@ from pipelines.jobs import Job, Receipt
 from pipelines.records import LabelMap
 from workers.batches import to_annotations
 from workers.label_inputs import CHUNK, WHOLE_CHUNK, DecodedImage, InputThreads, decoded_images
-from workers.label_job import LabelJob
+from workers.label_job import TASKS_AT_ONCE, LabelJob
 from workers.label_model import LabelModel, batches_of_one_size
 from workers.label_readers import open_reader
 from workers.label_stages import StageClock, ahead
+from workers.label_tasks import read_task
 from workers.label_write import Outcome, write_task
 from workers.memory import keep_freed_memory
 
-TASKS_AT_ONCE = 2
-"""Of one worker: one in the model, the other before or behind it."""
 _BATCHES_AHEAD = 2
 
 Predicted = tuple[list[DecodedImage], list[Prediction]]
@@ -98,7 +97,7 @@ class LabelShard:
 
     def _label(self, task_id: int, attempt: int) -> Receipt:
         started, clock = time.perf_counter(), StageClock()
-        task = self._tasks.read_task(task_id)
+        task = read_task(self._job, self._tasks, task_id)
         outcomes = sorted(self._outcomes(task, clock), key=lambda o: o.decoded.raw.place)
         assert len(outcomes) == task.num_rows, "every image of a task has one outcome"
         with clock.timed("write"):

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 
 from pipelines.jobs import Job
 from pipelines.quarantine import LABEL
-from workers.label_inputs import DecodedImage
 from workers.label_job import LabelJob
 from workers.label_readers import Failure, RawImage
-from workers.label_write import Outcome, write_task
+from workers.label_tasks import read_task
 
 
 class LabellingFailed(RuntimeError):
@@ -78,7 +77,11 @@ def give_up(label_job: LabelJob, job: Job, failed: FailedTask) -> None:
 
     A worker thought dead that finishes the task first wins, as always.
     """
-    task = job.read_task(failed.task)
+    # They bring torch, which neither a driver whose tasks succeed needs nor the board.
+    from workers.label_inputs import DecodedImage
+    from workers.label_write import Outcome, write_task
+
+    task = read_task(label_job, job, failed.task)
     failure = Failure(
         stage=LABEL,
         error_class=failed.error_class,

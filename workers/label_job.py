@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from detectors.test_time import Views
-from detectors.tiling import Tiling
+if TYPE_CHECKING:  # torch comes with them, which whoever plans and commits does without
+    from detectors.test_time import Views
+    from detectors.tiling import Tiling
+
+TASKS_AT_ONCE = 2
+"""Of one worker: one in the model, the other before or behind it."""
 
 InputKind = Literal["dataset", "archive", "webdataset", "url_list"]
 
@@ -20,6 +24,7 @@ class LabelJob:
         root: URI of the dataset, or of the predictions of images that lie elsewhere.
         label_set, plan_id: of the plan.
         input_kind, input_uri: where the images are.
+        splits: of a dataset, those that are labelled; None for all.
         model_uri, model_digest: the model; another one under the same URI is refused.
         categories: of the model's classes in its order, with the prediction set's category ids.
         max_detections, image_size, batch_size, precision: as in ``LabelConfig``.
@@ -36,6 +41,7 @@ class LabelJob:
     plan_id: str
     input_kind: InputKind
     input_uri: str
+    splits: tuple[str, ...] | None
     model_uri: str
     model_digest: str
     categories: tuple[Mapping[str, Any], ...]

@@ -1,51 +1,26 @@
-"""What there is to label, cut into tasks: pure functions of the input, the model and the settings.
+"""A labelling run's name, place and categories: pure functions of the input, the model and the settings.
 
-A task is a run of images of one image shard, or of an archive's listing. Its size depends on the input alone, never
-on the number of workers, so that a run may be resumed with more or fewer of them.
+A task is a run of images of one image shard, or of an archive's listing; see ``label_tasks``. Its size depends on the
+input alone, never on the number of workers, so that a run may be resumed with more or fewer of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from detectors.checkpoint import read_description
+from detectors.description import read_description
 from pipelines.commits import DatasetVersion, find_version
-from pipelines.in_order import in_order
 from pipelines.jobs import make_plan_id
 from pipelines.records import Category, LabelMap
 from pipelines.references import CategoryMismatch, DuplicateImages, EmptyDataset, check_label_set_name
 from pipelines.schema import SCHEMA_VERSION
-from pipelines.shards import ShardRef, read_label_columns
 from pipelines.storage import Store, absolute, redact
 from pipelines.versions import list_label_sets, open_dataset
 from workers.label_config import LabelConfig
-from workers.label_listing import InputImage, LabelInput
+from workers.label_listing import LabelInput
 from workers.models import fetch_model
-
-_LABEL_COLUMNS = ["image_id", "row", "row_group", "split", "coco_image_id", "width", "height"]
-TASK = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("row", pa.int32()),  # in the image shard, or in the listing
-        ("row_group", pa.int32()),
-        ("split", pa.string()),
-        ("coco_image_id", pa.int64()),
-        ("width", pa.int32()),  # 0: not known before the image is read
-        ("height", pa.int32()),
-        ("image_path", pa.string()),  # of the shard; null where images lie elsewhere
-        ("uri", pa.string()),  # these six as in ``InputImage``; null in a dataset
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("size", pa.int64()),
-        ("stamp", pa.string()),
-        ("method", pa.int32()),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,57 +189,6 @@ def prediction_label_map(dataset: LabelMap, model: LabelMap, config: LabelConfig
 def _in_model_order(label_map: LabelMap, model: LabelMap) -> LabelMap:
     by_name = {c.name: c for c in label_map.categories}
     return LabelMap(categories=tuple(by_name[name] for name in model.names))
-
-
-def plan_tasks(source: LabelInput, plan: LabelPlan) -> Iterator[pa.Table]:
-    """The tasks in order, one table of ``TASK`` each."""
-    if source.dataset is None:
-        for first in range(0, len(source.images), plan.task_images):
-            yield listed_task(source.images[first : first + plan.task_images], first)
-        return
-    splits = plan.settings["splits"]
-    shards = source.dataset.shards
-    # Read ahead in threads: of 10,000 small files on S3 nearly all time is waiting.
-    for shard, rows in zip(shards, in_order(_read_rows, shards), strict=True):
-        if splits is not None:
-            rows = rows.filter(pc.field("split").isin(splits))
-        rows = rows.sort_by("row")
-        for first in range(0, rows.num_rows, plan.task_images):
-            yield dataset_task(rows.slice(first, plan.task_images), shard.image_path)
-
-
-def _read_rows(shard: ShardRef) -> pa.Table:
-    return read_label_columns(shard, _LABEL_COLUMNS)
-
-
-def dataset_task(rows: pa.Table, image_path: str) -> pa.Table:
-    """A task of rows of one shard, ascending."""
-    columns = {name: rows[name] for name in _LABEL_COLUMNS}
-    columns["image_path"] = pa.array([image_path] * rows.num_rows, pa.string())
-    return pa.table([_column(columns, f, rows.num_rows) for f in TASK], schema=TASK)
-
-
-def listed_task(images: tuple[InputImage, ...], first: int) -> pa.Table:
-    """A task of images that follow each other in a listing, ``first`` being the place of its first."""
-    count = len(images)
-    columns = {
-        "image_id": pa.array([image.name for image in images], pa.string()),
-        "row": pa.array(range(first, first + count), pa.int32()),
-        "row_group": pa.array([0] * count, pa.int32()),
-        "split": pa.array([""] * count, pa.string()),
-        "coco_image_id": pa.array(range(first + 1, first + count + 1), pa.int64()),
-        "width": pa.array([0] * count, pa.int32()),
-        "height": pa.array([0] * count, pa.int32()),
-        **{
-            name: pa.array([getattr(image, name) for image in images], TASK.field(name).type)
-            for name in ("uri", "offset", "length", "size", "stamp", "method")
-        },
-    }
-    return pa.table([_column(columns, f, count) for f in TASK], schema=TASK)
-
-
-def _column(columns: Mapping[str, Any], field: pa.Field, count: int) -> Any:
-    return columns[field.name] if field.name in columns else pa.nulls(count, field.type)
 
 
 def find_or_check(source: LabelInput, plan: LabelPlan) -> DatasetVersion | None:

@@ -24,14 +24,9 @@ from pipelines.versions import list_label_sets
 from workers.label_account import LabelAccount, account_uri, add_up, write_account
 from workers.label_config import LabelConfig, PredictionSetRef
 from workers.label_listing import InputImage, LabelInput
-from workers.label_plan import (
-    TASK,
-    LabelPlan,
-    ModelFacts,
-    dataset_task,
-    listed_task,
-)
+from workers.label_plan import LabelPlan, ModelFacts
 from workers.label_run import run_plan
+from workers.label_tasks import TASK, dataset_task, listed_task
 from workers.progress import Progress
 
 Retried = Literal["failed", "quarantined"]

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from detectors.test_time import Views
-from detectors.tiling import Tiling
 from pipelines.jobs import Job
 from workers.cluster import ray_session
 from workers.label_account import RunAccount, RunClock
-from workers.label_actor import TASKS_AT_ONCE, LabelShard
 from workers.label_attempts import AttemptBoard, FailedTask, check_failures, give_up
 from workers.label_config import LabelConfig
-from workers.label_job import LabelJob
+from workers.label_job import TASKS_AT_ONCE, LabelJob
 from workers.label_listing import LabelInput
 from workers.label_plan import LabelPlan, ModelFacts
+from workers.label_tasks import planned_images
 from workers.progress import Progress
 
 Finished = dict[str, Any]
@@ -44,7 +42,7 @@ def run_plan(
         source: its ``num_images`` are the plan's.
         progress: see ``workers.label.label``.
     """
-    rows = Job(plan.root, plan.plan_id).task_rows()
+    rows = planned_images(Job(plan.root, plan.plan_id))
     resumed = source.num_images - sum(rows[task] for task in pending)
     clock: RunClock | None = None
 
@@ -79,24 +77,31 @@ def make_label_job(
     """What the workers of a plan are told."""
     settings = plan.settings
     of_class = settings.get("class_thresholds", {})
-    views = None
+    views = tiling = None
     if "scales" in settings:
+        from detectors.test_time import Views
+
         views = Views(
             scales=tuple(settings["scales"]),
             horizontal_flip=settings["flips"],
             max_detections=settings["max_detections"],
         )
+    if "tile" in settings:
+        from detectors.tiling import Tiling
+
+        tiling = Tiling(size=settings["tile"], overlap=settings["tile_overlap"])
     return LabelJob(
         root=plan.root,
         label_set=plan.label_set,
         plan_id=plan.plan_id,
         input_kind=source.kind,
         input_uri=source.uri,
+        splits=None if settings["splits"] is None else tuple(settings["splits"]),
         model_uri=model.uri,
         model_digest=model.digest,
         categories=tuple(plan.model_map.to_json()),
         thresholds=tuple(of_class.get(name, settings["score_threshold"]) for name in plan.model_map.names),
-        tiling=Tiling(size=settings["tile"], overlap=settings["tile_overlap"]) if "tile" in settings else None,
+        tiling=tiling,
         views=views,
         max_detections=settings["max_detections"],
         image_size=settings["image_size"],
@@ -106,6 +111,18 @@ def make_label_job(
         device=device,
         max_attempts=config.max_attempts,
     )
+
+
+class LabelShard:
+    """``label_actor.LabelShard`` as the driver names it: torch is imported where it works, and not in the driver."""
+
+    def __init__(self, job: LabelJob, board: Any) -> None:
+        from workers import label_actor
+
+        self._label = label_actor.LabelShard(job, board)
+
+    def __call__(self, row: Mapping[str, Any]) -> Finished:
+        return self._label(row)
 
 
 def run_tasks(

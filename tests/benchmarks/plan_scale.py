@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -46,6 +45,12 @@ from pipelines.shards import ShardFile
 from pipelines.storage import Store
 from tests.benchmarks.record import append_result, load_average, table
 from tests.conftest import serve_s3
+from workers.label import plan_facts
+from workers.label_account import add_up, write_account
+from workers.label_config import LabelConfig
+from workers.label_listing import open_input
+from workers.label_plan import ModelFacts, find_or_check, make_plan
+from workers.label_tasks import planned_images, save_tasks
 
 LABEL_MAP = LabelMap(categories=(Category(category_id=1, name="thing"),))
 MOST_SECONDS, MOST_GIB, MOST_GROWTH = 60.0, 1.0, 1.5
@@ -133,7 +138,7 @@ def _many(make: Callable[[int], Any], count: int) -> Iterator[Any]:
 
 def make_receipts(job: Job) -> None:
     """As workers leave them."""
-    rows = job.task_rows()
+    rows = planned_images(job)
 
     def write(task: int) -> None:
         ledger = Ledger()
@@ -156,10 +161,6 @@ def make_receipts(job: Job) -> None:
 
 def plan(uri: str) -> Job:
     """What ``label`` does until workers start."""
-    from workers.label import open_input
-    from workers.label_config import LabelConfig
-    from workers.label_plan import TASK, ModelFacts, find_or_check, make_plan, plan_tasks
-
     config = LabelConfig(input=uri, model="made-up", out="pred")
     model = ModelFacts(
         uri="made-up",
@@ -172,17 +173,16 @@ def plan(uri: str) -> Job:
     made = make_plan(config, source, model)
     assert find_or_check(source, made) is None
     job = Job(made.root, made.plan_id)
-    job.save_plan(plan_tasks(source, made), TASK, {})
+    save_tasks(job, source, made, plan_facts(source, made, model))
     assert len(job.missing()) == job.plan().num_tasks
     return job
 
 
 def commit(job: Job, case: Case) -> None:
     """What ``label`` does when the workers are done."""
-    from workers.label_account import add_up
-
     assert job.missing() == []
     sums = add_up(job.each_receipt())
+    write_account(job.dataset_uri, sums.account(job.plan_id, price_per_hour=None, run=None))
     images = case.shards * case.rows
     sums.ledger.check(images=images, annotations=images * _OBJECTS)
     made = commit_predictions(
@@ -245,7 +245,8 @@ def _in_process(step: str, uri: str, case: Case, plan_id: str = "") -> dict[str,
 
 
 def _inside(given: str) -> None:
-    import workers.label  # noqa: F401  what the driver has loaded before it begins
+    # When it commits, a driver has loaded what it ran the tasks with.
+    import ray.data  # noqa: F401
 
     values = json.loads(given)
     case = Case(**values["case"])
@@ -261,8 +262,12 @@ def _inside(given: str) -> None:
 
 
 def _resident() -> float:
-    """The highest so far, GiB; Linux tells it in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """The highest so far, GiB, pages of libraries that others share included.
+
+    Not ``ru_maxrss``, which begins with what the parent had when it started this process.
+    """
+    told = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(told.split()[1]) / 2**20
 
 
 def results(rows: list[tuple[Case, dict[str, float]]]) -> tuple[str, list[str]]:

@@ -10,7 +10,7 @@ import torch
 
 from detectors import create, load, save
 from detectors.base import Detector
-from detectors.checkpoint import DESCRIPTION, WEIGHTS, BadCheckpoint, NewerCheckpoint
+from detectors.description import DESCRIPTION, WEIGHTS, BadCheckpoint, NewerCheckpoint
 from detectors.structures import Batch
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]

@@ -33,6 +33,7 @@ def job(tmp_path_factory) -> LabelJob:
         plan_id="",
         input_kind="archive",
         input_uri="",
+        splits=None,
         model_uri=uri,
         model_digest=detectors.load(Path(uri)).digest,
         categories=tuple(CLASSES.to_json()),

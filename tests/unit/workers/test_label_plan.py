@@ -10,8 +10,9 @@ from pipelines.records import Category, LabelMap
 from pipelines.references import CategoryMismatch
 from workers.label_config import LabelConfig
 from workers.label_listing import InputImage, LabelInput
-from workers.label_plan import ModelFacts, make_plan, plan_tasks, prediction_label_map, task_size
+from workers.label_plan import ModelFacts, make_plan, prediction_label_map, task_size
 from workers.label_run import cpus_asked, gpus_asked
+from workers.label_tasks import listed_tasks
 
 CONFIG = LabelConfig(input="images.tar", model="model", out="out")
 MODEL = ModelFacts(
@@ -88,7 +89,7 @@ def test_task_size(images, size):
 
 def test_tasks_cover_every_member_once_in_order():
     plan = make_plan(CONFIG, ARCHIVE, MODEL)
-    tasks = list(plan_tasks(ARCHIVE, plan))
+    tasks = list(listed_tasks(ARCHIVE, plan))
     assert [t.num_rows for t in tasks] == [8] * 12 + [4]
     rows = [row for task in tasks for row in task.to_pylist()]
     assert [r["image_id"] for r in rows] == [f"{i}.jpg" for i in range(100)]
