@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.metrics.accumulating import NO_TRUTH, EvaluationArrays, accumulate
 from pipelines.metrics.columns import ObjectColumns, Size, detection_columns, truth_columns
-from pipelines.metrics.counting import NO_TRUTH, Counts, EvaluationArrays, accumulate
+from pipelines.metrics.counting import Counts
 from pipelines.metrics.engines import Engine, count
 from pipelines.metrics.settings import (
     IOU_THRESHOLDS,
@@ -264,15 +265,18 @@ def evaluate_columns(
     )
 
 
-def metrics_of(counts: Counts, label_map: LabelMap, settings: MatchSettings) -> CocoMetrics:
-    """Of counts: of a match table (``counts_of``), or of shards that were brought together (``merge_counts``)."""
+def metrics_of(counts: Counts, label_map: LabelMap, settings: MatchSettings, *, threads: int = 1) -> CocoMetrics:
+    """Of counts: of a match table (``counts_of``), or of shards that were brought together (``merge_counts``).
+
+    ``threads`` share the classes among them.
+    """
     return CocoMetrics(
         label_map=label_map,
         num_images=len(counts.image_ids),
         truths_per_class=counts.truths_per_class,
         detections_per_class=counts.detections_per_class,
         settings=settings,
-        **_arrays(accumulate(counts, settings)),
+        **_arrays(accumulate(counts, settings, threads=threads)),
     )
 
 

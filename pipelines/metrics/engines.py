@@ -13,8 +13,9 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
+from pipelines.metrics.accumulating import NO_TRUTH, EvaluationArrays, accumulate
 from pipelines.metrics.columns import ObjectColumns
-from pipelines.metrics.counting import NO_TRUTH, EvaluationArrays, accumulate, count_columns
+from pipelines.metrics.counting import count_columns
 from pipelines.metrics.rles import load_hotcoco
 from pipelines.metrics.settings import RECALL_POINTS, MatchSettings
 from pipelines.records import LabelMap

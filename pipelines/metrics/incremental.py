@@ -28,7 +28,7 @@ from pipelines.shards import ShardRef
 from pipelines.storage import Store
 from pipelines.versions import Dataset
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "_matches"
 
 
@@ -46,7 +46,7 @@ class UnitCounts:
 
     Attributes:
         coco_image_ids: (I,) int64, of ``counts.image_ids``.
-        counts: ``image_numbers`` are places in the unit, from 1.
+        counts: ``image_numbers`` are places in the unit, from 1, int32.
     """
 
     coco_image_ids: IntArray
@@ -131,9 +131,10 @@ def count_unit(
         new_ids = predicted_category_ids(dataset, predictions)
         found = found_of(given, truth, predictions.label_map, dataset.label_map, new_ids)
     ids = dict(zip(numbers.image_ids.to_pylist(), numbers.coco_image_ids.tolist(), strict=True))
+    counts = count_columns(truth, found, dataset.label_map, settings)
     return UnitCounts(
         coco_image_ids=np.array([ids[name] for name in truth.image_ids], np.int64),
-        counts=count_columns(truth, found, dataset.label_map, settings),
+        counts=replace(counts, image_numbers=counts.image_numbers.astype(np.int32)),
     )
 
 
@@ -145,7 +146,7 @@ def merge_units(parts: Sequence[UnitCounts]) -> Counts:
     """
     names = np.array([name for part in parts for name in part.counts.image_ids], object)
     order = np.lexsort((names, np.concatenate([np.zeros(0, np.int64), *(part.coco_image_ids for part in parts)])))
-    numbers = np.empty(len(names), np.int64)
+    numbers = np.empty(len(names), np.int32)
     numbers[order] = np.arange(1, len(names) + 1)
     starts = np.cumsum([0, *(len(part.coco_image_ids) for part in parts)])
     return merge_counts(

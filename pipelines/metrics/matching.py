@@ -203,7 +203,7 @@ def best_first(keys: IntArray, scores: FloatArray) -> IntArray:
     return by_key(keys, np.argsort(-scores, kind="stable"))
 
 
-def by_key(keys: IntArray, order: IntArray | None = None) -> IntArray:
+def by_key(keys: IntArray | NDArray[np.int32], order: IntArray | None = None) -> IntArray:
     """(N,) rows by ascending key, equal ones as ``order`` has them, or as they lie. Keys are 0 or more.
 
     Integers of 16 bits are sorted by counting, which takes a tenth of the time that others take.

@@ -127,7 +127,7 @@ def scaling(made: Detected, rounds: int) -> tuple[float, float, float]:
             list(pool.map(partial(count_one, references), units[:workers]))
             started = time.perf_counter()
             parts = list(pool.map(partial(count_one, references), units))
-            metrics = metrics_of(merge_units(parts), dataset.label_map, coco_settings("bbox"))
+            metrics = metrics_of(merge_units(parts), dataset.label_map, coco_settings("bbox"), threads=workers)
             walls[workers].append(time.perf_counter() - started)
             digests.add(digest_of(metrics))
     assert len(digests) == 1, "the number of workers changed the numbers"
