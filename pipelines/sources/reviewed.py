@@ -50,6 +50,11 @@ class Reviewed:
             return replace(found, fate="dropped", reason=reason)
         return found
 
+    def find_by(self, names: Sequence[str]) -> FoundImage | None:
+        """The dataset's image of the first name that it knows; its bytes are not looked for."""
+        found = next((image for name in names if (image := self.known.find(name)) is not None), None)
+        return None if found is None else FoundImage(image_id=found.image_id, uri="", size=0)
+
     def returns(self, items: Iterator[SourceItem | LedgerEntry]) -> dict[str, Any]:
         """How many images came back, and which of the expected ones did not (the first of them by name)."""
         back = {item.image_id for item in items if isinstance(item, SourceItem)}
@@ -83,9 +88,7 @@ class ReviewedLabelStudio(Reviewed, LabelStudioSource):
     def find_image(self, task: Mapping[str, Any], reference: str) -> FoundImage | None:
         own = task["data"].get("image_id")
         names = [own] if isinstance(own, str) else []
-        names += self.paths_of(reference)
-        found = next((image for name in names if (image := self.known.find(name)) is not None), None)
-        return None if found is None else FoundImage(image_id=found.image_id, uri="", size=0)
+        return self.find_by([*names, *self.paths_of(reference)])
 
     def labels_of(self, item: SourceItem) -> Annotations | None:
         assert item.annotations is not None
@@ -113,8 +116,7 @@ class ReviewedCvat(Reviewed, CvatSource):
             yield self.told(found, [found.image_id])
 
     def find_image(self, name: str) -> FoundImage | None:
-        found = self.known.find(name)
-        return None if found is None else FoundImage(image_id=found.image_id, uri="", size=0)
+        return self.find_by([name])
 
     def labels_of(self, item: SourceItem) -> Annotations | None:
         """Raises BadImage where the tool showed an image of another size."""
