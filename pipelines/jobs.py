@@ -2,7 +2,7 @@
 
 ``DATASET/_jobs/<plan_id>/plan.parquet`` has the tasks' rows one after the other, and in its metadata how many each has;
 ``done/<task>.json`` is a task's receipt, created exclusively. The first receipt wins: retries, speculative copies and
-workers thought dead do no harm.
+workers thought dead do no harm. ``bundles/<digest>.json`` has copies of many receipts, to be read in one go.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pipelines.storage import Store
 _PLAN = "plan.parquet"
 _METADATA_KEY = b"boxmill"
 _TASKS_KEY = b"boxmill.tasks"  # rows of each task; plans without it have one row group a task
+_BUNDLES = "bundles"
 _GROUP_ROWS = 1024  # a row group holds whole tasks: of one each, the footer of 100,000 tasks would be 100 MB
 
 
@@ -207,16 +208,43 @@ class Job:
         names = sorted(name for name in self.store.children("dead") if name.endswith(".json"))
         return [json.loads(self.store.read_bytes(f"dead/{name}")) for name in names]
 
+    def bundle(self, receipts: Sequence[Receipt]) -> None:
+        """Put down copies of receipts in one file, so that whoever adds up many of them need not ask for each.
+
+        Args:
+            receipts: that won: they are there, one by one, as ``done/<task>.json``.
+        """
+        content = json.dumps([receipt.to_json() for receipt in receipts], ensure_ascii=False).encode()
+        self.store.write_bytes(f"{_BUNDLES}/{_digest(content)}.json", content)
+
     def receipts(self) -> list[Receipt]:
         """All receipts, by task."""
-        return list(self.each_receipt())
+        return sorted(self.each_receipt(), key=lambda receipt: receipt.task_id)
 
     def each_receipt(self) -> Iterator[Receipt]:
-        """All receipts, by task, a few in memory at a time."""
+        """All receipts, a few in memory at a time: those of bundles in any order, then the others by task."""
+        left = dict.fromkeys(self.done())
+        for name in self._bundles():
+            for values in self._read_bundle(name):
+                if values["task_id"] in left:
+                    del left[values["task_id"]]
+                    yield Receipt.from_json(values)
         if self.store.is_local:  # a file of some kilobytes: handing it to a thread costs more than reading it
-            yield from map(self.receipt, self.done())
+            yield from map(self.receipt, left)
             return
-        yield from in_order(self.receipt, self.done())
+        yield from in_order(self.receipt, left)
+
+    def _bundles(self) -> list[str]:
+        return [name for name in self.store.children(_BUNDLES) if name.endswith(".json") and not name.startswith(".")]
+
+    def _read_bundle(self, name: str) -> list[dict[str, Any]]:
+        """What it holds, nothing if it is damaged or was taken away: it has only copies."""
+        try:
+            content = self.store.read_bytes(f"{_BUNDLES}/{name}")
+        except FileNotFoundError:
+            return []
+        copies: list[dict[str, Any]] = json.loads(content) if _digest(content) == name.removesuffix(".json") else []
+        return copies
 
     def forget(self, image_ids: Collection[str]) -> None:
         """Take some images' rows and ledger entries out of a finished plan; counts stay. Nobody needs the rows then.
@@ -226,6 +254,8 @@ class Job:
         if not self.has_plan() or self.missing():
             return
         self._forget_rows(image_ids)
+        for name in self._bundles():  # first: the receipts are there without them, but not the other way about
+            self.store.fs.rm_file(f"{self.store.root}/{_BUNDLES}/{name}")
         for task_id in self.done():
             path = _receipt_path(task_id)
             receipt = json.loads(self.store.read_bytes(path))
@@ -293,6 +323,10 @@ def _forget_entries(ledger: dict[str, Any], image_ids: Collection[str]) -> bool:
 def files_of(receipts: Sequence[Receipt], folder: str) -> list[ShardFile]:
     """The files that receipts name below a folder of the dataset, e.g. ``images`` or ``labels/gt``, in task order."""
     return [f for r in receipts for f in r.files if f.path.startswith(f"{folder}/")]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _receipt_path(task_id: int) -> str:

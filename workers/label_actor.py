@@ -14,6 +14,7 @@ threads or processor may change the last bits of scores and boxes.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -105,8 +106,7 @@ class LabelShard:
         measured = {**clock.to_json(), "seconds": round(time.perf_counter() - started, 4)}
         receipt = replace(written, extra={**written.extra, **measured})
         # The receipt comes last: a worker that is killed leaves files that nobody names, and the task is done again.
-        self._tasks.finish(task_id, receipt)
-        return receipt
+        return receipt if self._tasks.finish(task_id, receipt) else self._tasks.receipt(task_id)
 
     def _outcomes(self, task: pa.Table, clock: StageClock) -> Iterator[Outcome]:
         """One an image, as batches come out of the model."""
@@ -145,11 +145,12 @@ def _finished(receipt: Receipt) -> dict[str, Any]:
         "failed": int(extra["failed"]),
         "bytes": int(extra.get("bytes", 0)),
         "model_seconds": float(extra.get("stages", {}).get("model", 0.0)),
+        "receipt": json.dumps(receipt.to_json(), ensure_ascii=False),
     }
 
 
 def _failed(task_id: int, attempts: int, error_class: str, error: str) -> dict[str, Any]:
-    nothing = {"images": 0, "failed": 0, "bytes": 0, "model_seconds": 0.0}
+    nothing = {"images": 0, "failed": 0, "bytes": 0, "model_seconds": 0.0, "receipt": ""}
     return {"task": task_id, "attempts": attempts, "error_class": error_class, "error": error or error_class, **nothing}
 
 

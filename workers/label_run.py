@@ -15,11 +15,12 @@ from workers.label_config import LabelConfig
 from workers.label_job import TASKS_AT_ONCE, LabelJob
 from workers.label_listing import LabelInput
 from workers.label_plan import LabelPlan, ModelFacts
+from workers.label_receipts import ReceiptBundle
 from workers.label_tasks import planned_images
 from workers.progress import Progress
 
 Finished = dict[str, Any]
-"""What a worker says of a task: ``task``, ``attempts``, ``error`` ("" where it is done) and numbers."""
+"""What a worker says of a task: ``task``, ``attempts``, ``error`` ("" where it is done), numbers; ``receipt``, JSON."""
 
 _MAX_BLOCKS = 1000
 _HEADROOM = 0.5
@@ -153,12 +154,13 @@ def run_tasks(
         num_tasks = job.plan().num_tasks
         dead: list[FailedTask] = []
         board = _start_board()
-        left = list(pending)
+        left, bundle = list(pending), ReceiptBundle(job)
         for attempt in range(1, config.max_attempts + 1):
             again = []
             for finished in _stream(left, label_job, config, gpus, board):
                 told(finished)
                 if not finished["error"]:
+                    bundle.add(finished.get("receipt", ""))
                     continue
                 failed = FailedTask(**{name: finished[name] for name in FailedTask.__slots__})
                 if failed.attempts < config.max_attempts and attempt < config.max_attempts:

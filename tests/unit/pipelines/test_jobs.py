@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipelines.jobs import Job, Receipt, files_of, make_plan_id
-from pipelines.ledger import Ledger
+from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.planning import cut_tasks, items_from_arrow, items_to_arrow
 from pipelines.shards import ShardFile
 from pipelines.sources import SourceItem
@@ -58,6 +59,32 @@ def test_a_plan_of_one_row_group_a_task_is_read_as_it_was_meant(tmp_path: Path) 
     job = Job(str(tmp_path), "p")
     assert job.plan().num_tasks == 3 and job.task_rows() == [2, 1, 3] and job.plan().metadata == {"k": 1}
     assert [job.read_task(task)["n"].to_pylist() for task in range(3)] == [[0, 0], [1], [2, 2, 2]]
+
+
+def test_bundles_save_reading_receipts_and_nothing_depends_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(str(tmp_path), "p")
+    receipts = [_receipt(task, f"file{task}") for task in range(8)]
+    for receipt in receipts[:7]:
+        job.finish(receipt.task_id, receipt)
+    read: list[int] = []
+    receipt_of = Job.receipt
+    monkeypatch.setattr(Job, "receipt", lambda self, task: (read.append(task), receipt_of(self, task))[1])
+    assert job.receipts() == receipts[:7] and read == list(range(7))
+
+    # A task twice, and one (7) that has no receipt: a bundle alone makes nothing done.
+    job.bundle(receipts[4:6])
+    job.bundle([receipts[7], receipts[5], receipts[1]])
+    read.clear()
+    assert job.receipts() == receipts[:7] and read == [0, 2, 3, 6]
+    assert job.missing(8) == [7]
+
+    damaged, _ = sorted((tmp_path / "_jobs" / "p" / "bundles").iterdir())
+    damaged.write_bytes(damaged.read_bytes().replace(b"file", b"else"))
+    assert job.receipts() == receipts[:7]
+    damaged.unlink()
+    assert job.receipts() == receipts[:7]
 
 
 def test_the_first_receipt_wins(tmp_path: Path) -> None:
@@ -132,3 +159,28 @@ def test_dead_letters_are_listed_by_task_and_forget_what_is_purged(tmp_path: Pat
     assert [letter["task"] for letter in job.dead_letters()] == [0, 1]
     job.forget({"b"})
     assert [letter["images"] for letter in job.dead_letters()] == [["a"], ["c"]]
+
+
+def test_a_plan_of_parts_forgets_what_its_receipts_and_their_bundles_tell(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "p")
+    job.save_rows(pa.table({"label_path": ["labels/gt/one", "labels/gt/two"]}), {})
+    assert (job.plan().num_tasks, job.task_rows(), job.read_task(1)["label_path"].to_pylist()) == (
+        2,
+        [1, 1],
+        ["labels/gt/two"],
+    )
+    ledger = Ledger()
+    ledger.add(LedgerEntry(subject="image", fate="quarantined", reason="r", image_id="secret"))
+    receipts = [replace(_receipt(task, "x"), ledger=ledger.to_json()) for task in range(2)]
+    for receipt in receipts:
+        job.finish(receipt.task_id, receipt)
+    job.bundle(receipts)
+    assert _files_with(tmp_path, b"secret") == 3
+    job.forget({"other"})
+    job.forget({"secret"})
+    assert _files_with(tmp_path, b"secret") == 0
+    assert [receipt.ledger["images"]["quarantined"] for receipt in job.receipts()] == [1, 1]
+
+
+def _files_with(folder: Path, text: bytes) -> int:
+    return sum(text in path.read_bytes() for path in folder.rglob("*.*") if path.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.commits import commit_labels
-from pipelines.jobs import Job
+from pipelines.jobs import Job, Receipt
 from pipelines.ledger import Ledger
 from pipelines.predictions import write_predictions
 from pipelines.records import Annotations, Category, LabelMap
@@ -19,7 +20,7 @@ from pipelines.schema import LabelRow
 from pipelines.shards import CorruptShard, ShardRef, read_label_columns
 from pipelines.storage import Store
 from pipelines.versions import open_dataset
-from workers import label_tasks
+from workers import label_receipts, label_tasks
 from workers.label_config import LabelConfig
 from workers.label_job import LabelJob
 from workers.label_listing import LabelInput, open_input
@@ -146,6 +147,27 @@ def test_a_label_file_that_was_changed_since_is_named(uri: str) -> None:
         read_task(label_job, job, 0)
     with pytest.raises(CorruptShard, match=r"lacks rows of task 2: planned were 1 from 0, there are 0"):
         read_task(replace(label_job, splits=("nowhere",)), job, 2)
+
+
+def test_receipts_are_bundled_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_receipts, "BUNDLED", 3)
+    job, bundles = Job(str(tmp_path), "p"), tmp_path / "_jobs" / "p" / "bundles"
+    waiting = label_receipts.ReceiptBundle(job)
+    receipts = [Receipt(task_id=task, ledger={"n": task}) for task in range(7)]
+    for receipt in receipts:
+        job.finish(receipt.task_id, receipt)
+        waiting.add(json.dumps(receipt.to_json()))
+        waiting.add("")  # of an attempt that failed
+    assert [len(json.loads(path.read_text())) for path in bundles.iterdir()] == [3, 3]
+    assert job.receipts() == receipts
+
+    def refuse(self: Job, receipts: object) -> None:
+        raise OSError("503")
+
+    monkeypatch.setattr(Job, "bundle", refuse)
+    for receipt in receipts:
+        waiting.add(json.dumps(receipt.to_json()))
+    assert len(list(bundles.iterdir())) == 2
 
 
 def test_whoever_plans_and_commits_does_without_torch_and_ray() -> None:
