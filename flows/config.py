@@ -162,6 +162,15 @@ class LabelConfig(LabelSettings):
     def to_worker(self) -> label_config.LabelConfig:
         return build(label_config.LabelConfig, self.model_dump())
 
+    def with_thresholds_read(self) -> LabelConfig:
+        """With the numbers in place of the file that has them: it may lie elsewhere, or change."""
+        if self.thresholds is None:
+            return self
+        from pipelines.threshold_files import read_class_thresholds
+
+        told = read_class_thresholds(self.thresholds) | self.class_thresholds
+        return self.model_copy(update={"thresholds": None, "class_thresholds": told})
+
 
 RouteSettings = strict_model("RouteSettings", RouteRules)
 

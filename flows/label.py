@@ -23,7 +23,7 @@ def _cache_key(context: Any, parameters: dict[str, Any]) -> str | None:
     except ValueError:
         # A folder or an archive: whether it has changed is known from listing it, which labelling does first.
         return None
-    return config_digest("label", config, images=images, model=digest_of_model(config.model))
+    return config_digest("label", config.with_thresholds_read(), images=images, model=digest_of_model(config.model))
 
 
 @task(name="label", cache_key_fn=_cache_key, **DURABLE)

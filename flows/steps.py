@@ -184,7 +184,7 @@ def shared_ray(config: LifecycleConfig) -> Iterator[None]:
 def label(config: LabelConfig, progress: Progress | None = None) -> Result:
     """Images and model into predictions: ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ..."""
     if _is_dashboard(config.ray_address):
-        return _as_job("label", config, progress)
+        return _as_job("label", config.with_thresholds_read(), progress)
     from workers import label
 
     return asdict(label(config.to_worker(), progress))

@@ -11,6 +11,7 @@ def account_rows(account: Mapping[str, Any]) -> dict[str, Any]:
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in account["stage_seconds"].items())
     rows = {
         "images": account["images"],
+        **({"carry another's predictions": account["copied"]} if account.get("copied") else {}),
         "quarantined": account["quarantined"],
         "tasks given up": account["tasks_given_up"],
         "retries": account["retries"],

@@ -18,6 +18,7 @@ from pipelines.sources.archive import member_uri
 from pipelines.storage import Store, redact
 from workers.label_account import ReceiptSums, account_uri, add_up, read_account, write_account
 from workers.label_config import LabelConfig, PredictionSetRef
+from workers.label_duplicates import phases, save_tasks_once
 from workers.label_listing import LabelInput, open_input, refusals
 from workers.label_plan import LabelPlan, ModelFacts, describe, find_or_check, is_dataset_root, make_plan
 from workers.label_retry import retry
@@ -58,13 +59,21 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
     made = find_or_check(source, plan)
     job = Job(plan.root, plan.plan_id)
     tasks = resumed = 0
+    before = 0.0
     if made is None:
         if not job.has_plan():
-            save_tasks(job, source, plan, plan_facts(source, plan, model))
+            facts = plan_facts(source, plan, model)
+            if config.near_duplicates:
+                before = save_tasks_once(job, config, (source, plan, model), facts, progress)
+            else:
+                save_tasks(job, source, plan, facts)
         tasks = job.plan().num_tasks
         pending = job.missing(tasks)
         resumed = tasks - len(pending)
-        run = run_plan(pending, config, source, plan, model, progress) if pending else None
+        run = None
+        if pending:
+            parts = phases(job, pending)
+            run = run_plan(pending, config, source, plan, model, progress, phases=parts, before=before)
         sums = add_up(job.each_receipt())
         # Before the commit: who finds the version finds what it took as well.
         write_account(plan.root, sums.account(plan.plan_id, price_per_hour=config.price_per_hour, run=run))

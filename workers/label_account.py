@@ -21,7 +21,8 @@ class RunAccount:
 
     Attributes:
         images: that it labelled or found to be bad.
-        seconds: wall time from when Ray was there to the last receipt; loading the model in the workers is in it.
+        seconds: wall time from when Ray was there to the last receipt; loading the model in the workers is in it, and
+            finding out what shows the same.
         images_per_second: of these.
         model_busy: share of the workers' time in which the model worked, 0 to 1.
         workers: most at a time.
@@ -43,6 +44,7 @@ class LabelAccount:
     Attributes:
         plan_id: its id.
         images, quarantined, objects: of its rows; ``quarantined`` are those without predictions.
+        copied: of the images, those that carry the predictions of one that shows the same.
         tasks, tasks_given_up: of the plan.
         retries: attempts at tasks beyond their first, in the call that finished them.
         stage_seconds: by ``STAGES``, added up over all workers and their threads.
@@ -56,6 +58,7 @@ class LabelAccount:
     images: int
     quarantined: int
     objects: int
+    copied: int
     tasks: int
     tasks_given_up: int
     retries: int
@@ -75,11 +78,12 @@ class RunClock:
 
     Args:
         workers: most at a time.
+        before: seconds that the call has worked already.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, before: float = 0.0) -> None:
         self._workers = workers
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - before
         self._model_seconds = 0.0
         self.images = self.failed = self.retries = 0
 
@@ -118,7 +122,7 @@ class ReceiptSums:
         self.ledger = Ledger()
         self._stages = dict.fromkeys(STAGES, 0.0)
         self._seconds = 0.0
-        self._failed = self._dead = self._retries = self._bytes = self._tasks = 0
+        self._failed = self._dead = self._retries = self._bytes = self._tasks = self._copied = 0
 
     def add(self, receipt: Receipt) -> None:
         extra = receipt.extra
@@ -126,6 +130,7 @@ class ReceiptSums:
         self.ledger.merge(Ledger.from_json(receipt.ledger))
         self._tasks += 1
         self._failed += int(extra["failed"])
+        self._copied += int(extra.get("copied", 0))
         self._dead += bool(extra.get("dead"))
         self._retries += int(extra.get("attempts", 1)) - 1
         self._seconds += extra.get("seconds", 0.0)
@@ -139,6 +144,7 @@ class ReceiptSums:
             images=sum(file.rows for file in self.files),
             quarantined=self._failed,
             objects=sum(file.num_objects for file in self.files),
+            copied=self._copied,
             tasks=self._tasks,
             tasks_given_up=self._dead,
             retries=self._retries,

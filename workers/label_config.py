@@ -23,11 +23,16 @@ class LabelConfig:
             anything else that is no dataset for an archive: a folder, tar, tar.gz or zip of images.
         score_threshold: detections must score above this, 0 to 1.
         class_thresholds: other thresholds for some classes, by name.
+        thresholds: URI of a JSON file of such thresholds, or of what `boxmill evaluate` wrote with `--report` and
+            `--metrics`, whose best one of each class is taken; `class_thresholds` win over it.
         max_detections: an image.
         image_size: the longer side in model pixels; None is the model's own.
         tile: side of overlapping tiles, pixels of the image, in which larger images are looked at besides as a whole:
             small objects are found at the size that the model was made for. None: only as a whole.
         tile_overlap: part of a tile's side that neighbours share; objects up to this size are whole in one of them.
+        near_duplicates: label images that show the same picture once: each further one of equal stored size and
+            orientation gets the predictions of the first, and its row says so. Looks at all images once more before.
+        near_duplicate_bits: of 64, that may differ in each of an image's two hashes; 0 to 10.
         flips: look at every image mirrored as well, and fuse what is found.
         scales: look at every image in each of these sizes, parts of ``image_size``, and fuse what is found.
         batch_size: images of one size that go through the model together.
@@ -59,10 +64,13 @@ class LabelConfig:
     input_format: Literal["auto", "dataset", "archive", "webdataset", "url_list"] = "auto"
     score_threshold: float = 0.05
     class_thresholds: Mapping[str, float] = field(default_factory=dict)
+    thresholds: str | None = None
     max_detections: int = 100
     image_size: int | None = None
     tile: int | None = None
     tile_overlap: float = 0.2
+    near_duplicates: bool = False
+    near_duplicate_bits: int = 6
     flips: bool = False
     scales: tuple[float, ...] = (1.0,)
     batch_size: int = 8
@@ -95,6 +103,8 @@ class LabelConfig:
                 raise ValueError(f"class_thresholds of {name!r} is {threshold}; it must lie in 0 <= threshold < 1")
         if not 0 <= self.tile_overlap <= 0.9:
             raise ValueError(f"tile_overlap={self.tile_overlap} must lie in 0 to 0.9")
+        if not 0 <= self.near_duplicate_bits <= 10:
+            raise ValueError(f"near_duplicate_bits={self.near_duplicate_bits} must lie in 0 to 10")
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         if not self.scales or len(set(self.scales)) < len(self.scales) or not all(0 < s <= 8 for s in self.scales):
             raise ValueError(f"scales={self.scales}: give one or more, each once, above 0 and at most 8")

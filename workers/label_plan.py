@@ -17,6 +17,7 @@ from pipelines.records import Category, LabelMap
 from pipelines.references import CategoryMismatch, DuplicateImages, EmptyDataset, check_label_set_name
 from pipelines.schema import SCHEMA_VERSION
 from pipelines.storage import Store, absolute, redact
+from pipelines.threshold_files import read_class_thresholds
 from pipelines.versions import list_label_sets, open_dataset
 from workers.label_config import LabelConfig
 from workers.label_listing import LabelInput
@@ -133,25 +134,40 @@ def _looking(config: LabelConfig, model: ModelFacts) -> dict[str, Any]:
     """Settings that are part of a plan only where they are used, so that plans from before them keep their ids.
 
     Raises:
+        FileNotFoundError: there is no such file of thresholds.
         ValueError: a class that the model does not know, or other sizes of a model of one fixed input.
     """
     found: dict[str, Any] = {}
-    unknown = sorted(config.class_thresholds.keys() - set(model.label_map.names))
-    if unknown:
-        raise ValueError(
-            f"class_thresholds names {unknown[0]!r}, a class that the model {redact(config.model)} does not know; "
-            f"it has {', '.join(model.label_map.names[:8])}{' ...' if len(model.label_map) > 8 else ''}"
-        )
+    of_class = _class_thresholds(config, model)
     if config.scales != (1.0,) and model.preprocessing.get("resize") == "stretch":
         size = model.preprocessing["size"]
         raise ValueError(f"scales={config.scales}: this model takes {size} x {size} pixels alone; leave scales out")
-    if config.class_thresholds:
-        found["class_thresholds"] = dict(sorted(config.class_thresholds.items()))
+    if of_class:
+        found["class_thresholds"] = of_class
     if config.tile is not None:
         found |= {"tile": config.tile, "tile_overlap": config.tile_overlap}
+    if config.near_duplicates:
+        found["near_duplicate_bits"] = config.near_duplicate_bits
     if config.flips or config.scales != (1.0,):
         found |= {"flips": config.flips, "scales": list(config.scales)}
     return found
+
+
+def _class_thresholds(config: LabelConfig, model: ModelFacts) -> dict[str, float]:
+    """By name, sorted: what the plan is about are the numbers, wherever they come from."""
+    given = {"class_thresholds": config.class_thresholds}
+    if config.thresholds is not None:
+        given = {redact(config.thresholds): read_class_thresholds(config.thresholds), **given}
+    for where, thresholds in given.items():
+        for name, threshold in sorted(thresholds.items()):
+            if name not in model.label_map.names:
+                raise ValueError(
+                    f"{where} names {name!r}, a class that the model {redact(config.model)} does not know; it has "
+                    f"{', '.join(model.label_map.names[:8])}{' ...' if len(model.label_map) > 8 else ''}"
+                )
+            if threshold >= 1:
+                raise ValueError(f"{where} has {threshold} for {name!r}; it must be less than 1, or nothing is kept")
+    return dict(sorted({name: score for of in given.values() for name, score in of.items()}.items()))
 
 
 def default_label_set(model_digest: str) -> str:

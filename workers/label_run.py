@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.jobs import Job
@@ -35,6 +36,9 @@ def run_plan(
     plan: LabelPlan,
     model: ModelFacts,
     progress: Progress | None,
+    *,
+    phases: Sequence[tuple[Sequence[int], Work]] | None = None,
+    before: float = 0.0,
 ) -> RunAccount:
     """Label what a plan lacks, and add up what it takes; see ``run_tasks``.
 
@@ -42,6 +46,8 @@ def run_plan(
         pending: tasks without a receipt.
         source: its ``num_images`` are the plan's.
         progress: see ``workers.label.label``.
+        phases: the same tasks in parts, one after the other, with who does them; None: all at once, by labelling.
+        before: seconds that this call has worked already.
     """
     rows = planned_images(Job(plan.root, plan.plan_id))
     resumed = source.num_images - sum(rows[task] for task in pending)
@@ -49,7 +55,7 @@ def run_plan(
 
     def make_job(device: str) -> LabelJob:
         nonlocal clock
-        clock = RunClock(min(config.workers, len(pending)))
+        clock = clock or RunClock(min(config.workers, len(pending)), before=before)
         return make_label_job(config, source, plan, model, device=device)
 
     def told(finished: Finished) -> None:
@@ -67,7 +73,8 @@ def run_plan(
                 quarantined=clock.failed,
             )
 
-    run_tasks(pending, make_job, config, told)
+    for tasks, work in phases or [(pending, LABELLING)]:
+        run_tasks(tasks, make_job, config, told, work)
     assert clock is not None, "run_tasks made the job"
     return clock.account(config.price_per_hour)
 
@@ -126,11 +133,30 @@ class LabelShard:
         return self._label(row)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is done with tasks.
+
+    Attributes:
+        actor: made with the job and the board, called with ``{"task": number}``; says ``Finished``.
+        give_up: puts down the receipt of a task that failed each time.
+        model: whether it needs one, and its GPUs.
+    """
+
+    actor: type
+    give_up: Callable[[LabelJob, Job, FailedTask], None]
+    model: bool
+
+
+LABELLING = Work(actor=LabelShard, give_up=give_up, model=True)
+
+
 def run_tasks(
     pending: Sequence[int],
     make_job: Callable[[str], LabelJob],
     config: LabelConfig,
     told: Callable[[Finished], None],
+    work: Work = LABELLING,
 ) -> None:
     """Label tasks until each has a receipt.
 
@@ -141,6 +167,7 @@ def run_tasks(
         make_job: from the device (``cpu`` or ``cuda``) to what the workers are told.
         config: pool, attempts and cluster.
         told: called with each attempt that ended, in this thread.
+        work: what is done with them.
     Raises:
         LabellingFailed: too many tasks had to be given up.
         ValueError: GPUs were asked for and there are none.
@@ -148,7 +175,7 @@ def run_tasks(
     # One logical CPU more than the workers take: a pool that fills a cluster can hang when a node is lost.
     cpus = max(os.cpu_count() or 1, config.workers * config.cpus_per_worker) + 1
     with ray_session(config.ray_address, num_cpus=cpus):
-        gpus = gpus_per_worker(config)
+        gpus = gpus_per_worker(config) * work.model
         label_job = make_job("cuda" if gpus else "cpu")
         job = Job(label_job.root, label_job.plan_id)
         num_tasks = job.plan().num_tasks
@@ -157,7 +184,7 @@ def run_tasks(
         left, bundle = list(pending), ReceiptBundle(job)
         for attempt in range(1, config.max_attempts + 1):
             again = []
-            for finished in _stream(left, label_job, config, gpus, board):
+            for finished in _stream(work.actor, left, label_job, config, gpus, board):
                 told(finished)
                 if not finished["error"]:
                     bundle.add(finished.get("receipt", ""))
@@ -175,7 +202,7 @@ def run_tasks(
         if dead:
             check_failures(dead, num_tasks=num_tasks, num_done=len(job.done()), share=config.max_dead_share)
         for failed in dead:
-            give_up(label_job, job, failed)
+            work.give_up(label_job, job, failed)
 
 
 def _start_board() -> Any:
@@ -188,7 +215,9 @@ def _start_board() -> Any:
     return ray.remote(AttemptBoard).options(**options).remote()
 
 
-def _stream(pending: Sequence[int], job: LabelJob, config: LabelConfig, gpus: float, board: Any) -> Iterator[Finished]:
+def _stream(
+    actor: type, pending: Sequence[int], job: LabelJob, config: LabelConfig, gpus: float, board: Any
+) -> Iterator[Finished]:
     """Tasks through a pool of actors; the engine replaces lost actors and gives their tasks to others."""
     import ray
     import ray.data
@@ -197,7 +226,7 @@ def _stream(pending: Sequence[int], job: LabelJob, config: LabelConfig, gpus: fl
     tasks = ray.data.from_items([{"task": t} for t in pending], override_num_blocks=min(len(pending), _MAX_BLOCKS))
     most, least = (min(size, len(pending)) for size in (config.workers, config.min_workers or config.workers))
     done = tasks.map(
-        LabelShard,
+        actor,
         fn_constructor_args=(job, board),
         compute=ray.data.ActorPoolStrategy(
             min_size=least,

@@ -20,6 +20,9 @@ from pipelines.storage import Store, redact
 from workers.label_inputs import DecodedImage
 from workers.label_job import LabelJob
 
+CARRIES = "predictions_of"
+"""In a row's ``extra``: the image whose predictions it carries, as it shows the same."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:
@@ -76,6 +79,7 @@ def label_row(planned: Mapping[str, Any], outcome: Outcome) -> LabelRow:
         status=STATUS_OK if failure is None else STATUS_FAILED,
         error=None if failure is None else f"{failure.stage}: {failure.error_class}: {failure.error}",
         input_sha256=decoded.sha256,
+        extra={CARRIES: planned["copy_of"]} if failure is None and planned.get("copy_of") is not None else {},
     )
 
 

@@ -112,6 +112,21 @@ def label(
     ] = None,
     split: Split = None,
     score_threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Keep detections above this.")] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            "--thresholds",
+            help="JSON file of thresholds by class, or what `boxmill evaluate --metrics` wrote: its best ones.",
+            metavar="FILE",
+        ),
+    ] = None,
+    near_duplicates: Annotated[
+        bool | None,
+        typer.Option(
+            "--near-duplicates",
+            help="Label pictures that look the same once, and copy what was found. Looks at all images once more.",
+        ),
+    ] = None,
     coco_results: Annotated[str | None, typer.Option(help="Also write a COCO results file here.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that label.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
@@ -141,6 +156,8 @@ def label(
         "out": out,
         "splits": split or None,
         "score_threshold": score_threshold,
+        "thresholds": thresholds,
+        "near_duplicates": near_duplicates,
         "coco_results": coco_results,
         "workers": workers,
         "batch_size": batch_size,

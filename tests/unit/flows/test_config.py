@@ -21,6 +21,19 @@ def test_label_config_gives_the_workers_config_with_its_defaults():
     assert config == label_config.LabelConfig(input="d", model="m", splits=("val",))
 
 
+def test_a_file_of_thresholds_stands_for_its_numbers(tmp_path):
+    path = tmp_path / "t.json"
+    config = LabelConfig(input="d", model="m", thresholds=str(path), class_thresholds={"dog": 0.5})
+    digests = set()
+    for text in ('{"cat": 0.25, "dog": 0.3}', '{"cat": 0.75}'):
+        path.write_text(text)
+        read = config.with_thresholds_read()
+        assert read.thresholds is None and read.class_thresholds["dog"] == 0.5
+        digests.add(config_digest("label", read))
+    assert read.class_thresholds == {"cat": 0.75, "dog": 0.5} and len(digests) == 2
+    assert config.to_worker().thresholds == str(path)
+
+
 @pytest.mark.parametrize(
     ("model", "dataclass_type"),
     [(TrainConfig, train_config.TrainConfig), (LabelConfig, label_config.LabelConfig)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.class_thresholds import check_class_names
@@ -39,7 +40,11 @@ def test_an_evaluations_best_thresholds_are_read(tmp_path: Path) -> None:
     best = found.analysis.thresholds.per_class
     assert any(of.score is not None for of in best.values())
     read = read_class_thresholds(metrics)
-    assert read == {name: of.score for name, of in best.items() if of.score is not None}
+    assert read.keys() == {name for name, of in best.items() if of.score is not None}
+    for name, threshold in read.items():
+        # What is kept scores above a threshold, and the one that was found best is a detection's own score.
+        kept = np.float32(best[name].score)
+        assert kept > np.float32(threshold) and np.nextafter(np.float32(threshold), np.float32(1)) == kept
     check_class_names(read, made.dataset.label_map)
 
 

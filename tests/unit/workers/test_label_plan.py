@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from pipelines.records import Category, LabelMap
 from pipelines.references import CategoryMismatch
 from workers.label_config import LabelConfig
-from workers.label_listing import InputImage, LabelInput
+from workers.label_listing import LISTING, LabelInput
 from workers.label_plan import ModelFacts, make_plan, prediction_label_map, task_size
 from workers.label_run import cpus_asked, gpus_asked
 from workers.label_tasks import listed_tasks
@@ -28,7 +29,13 @@ ARCHIVE = LabelInput(
     reference="images.tar",
     digest="d" * 32,
     num_images=100,
-    images=tuple(InputImage(name=f"{i}.jpg", offset=i * 512, length=9, size=9, stamp="s") for i in range(100)),
+    listing=pa.Table.from_pylist(
+        [
+            {"name": f"{i}.jpg", "offset": i * 512, "length": 9, "size": 9, "stamp": "s", "method": 0}
+            for i in range(100)
+        ],
+        schema=LISTING,
+    ),
 )
 
 
@@ -52,11 +59,14 @@ def test_a_plan_is_named_by_what_decides_the_result():
         {"class_thresholds": {"dog": 0.3}},
         {"tile": 640},
         {"flips": True},
+        {"near_duplicates": True},
         {"scales": (1.0, 1.5)},
     ):
         assert plan_id(replace(CONFIG, **change)) != plan_id(), change
     tiled = replace(CONFIG, tile=640)
     assert plan_id(replace(tiled, tile_overlap=0.3)) != plan_id(tiled)
+    once = replace(CONFIG, near_duplicates=True)
+    assert plan_id(replace(once, near_duplicate_bits=0)) != plan_id(once)
     assert plan_id(source=replace(ARCHIVE, digest="e" * 32)) != plan_id()
     assert plan_id(model=replace(MODEL, digest="b" * 64)) != plan_id()
 
@@ -74,6 +84,7 @@ def test_where_and_how_it_runs_is_no_part_of_the_plan():
         {"coco_results": "r.json"},
         {"out": "elsewhere"},
         {"image_size": 320},  # the model's own
+        {"near_duplicate_bits": 3},  # of nothing
         {"precision": "float32"},  # what "auto" means
         {"tile_overlap": 0.3},  # nothing is cut
     ):
@@ -127,6 +138,24 @@ def test_what_the_model_cannot_do_is_told_before_anything_starts():
         make_plan(replace(CONFIG, scales=(1.0, 2.0)), ARCHIVE, fixed)
 
 
+def test_thresholds_of_a_file_are_those_of_the_plan(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text('{"cat": 0.25, "dog": 0.5}')
+    from_file = replace(CONFIG, thresholds=str(path))
+    # Where the numbers come from is no part of the plan.
+    assert plan_id(from_file) == plan_id(replace(CONFIG, class_thresholds={"dog": 0.5, "cat": 0.25})) != plan_id()
+    both = make_plan(replace(from_file, class_thresholds={"dog": 0.75}), ARCHIVE, MODEL)
+    assert both.settings["class_thresholds"] == {"cat": 0.25, "dog": 0.75}
+    path.write_text('{"cat": 0.25, "bird": 0.5}')
+    with pytest.raises(ValueError, match=rf"{path} names 'bird'.*it has cat, dog"):
+        make_plan(from_file, ARCHIVE, MODEL)
+    path.write_text('{"cat": 1}')
+    with pytest.raises(ValueError, match=rf"{path} has 1.0 for 'cat'"):
+        make_plan(from_file, ARCHIVE, MODEL)
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        make_plan(replace(CONFIG, thresholds=str(tmp_path / "none.json")), ARCHIVE, MODEL)
+
+
 def test_workers_leave_something_of_the_cluster():
     assert cpus_asked(2, 1, 4.0) == 1.0
     assert cpus_asked(2, 1, 2.0) == 0.75
@@ -155,6 +184,7 @@ def test_bad_settings_are_named():
         ({"max_attempts": 0}, "max_attempts=0"),
         ({"tile": 0}, "tile=0"),
         ({"tile_overlap": 0.95}, "tile_overlap=0.95"),
+        ({"near_duplicate_bits": 11}, "near_duplicate_bits=11"),
         ({"scales": ()}, "scales="),
         ({"scales": (1.0, 1.0)}, "scales="),
         ({"class_thresholds": {"dog": 1.0}}, "class_thresholds of 'dog'"),
