@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 
-def find_local(fs: Any, root: str) -> dict[str, dict[str, Any]]:
+def find_local(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every file below ``root`` with its size and modification time; folders that cannot be read are left out.
 
-    What fsspec's ``find`` gives, at a fifth of its CPU.
+    What fsspec's ``find`` gives, at a fifth of its CPU and one by one.
 
     Args:
         fs: fsspec's local file system, asked for whatever is no plain file: links, sockets, a root that is a file.
         root: absolute.
     """
-    found: dict[str, dict[str, Any]] = {}
     folders = [root]
     while folders:
         folder = folders.pop()
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False):
-                        stat = entry.stat(follow_symlinks=False)
-                        found[entry.path] = {"size": stat.st_size, "mtime": stat.st_mtime}
-                    else:
-                        found[entry.path] = fs.info(entry)
+            entries = os.scandir(folder)
         except OSError:
             if folder == root:
-                return dict(fs.find(root, detail=True))
-    return found
+                yield from fs.find(root, detail=True).items()
+            continue
+        with entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                with suppress(FileNotFoundError):  # gone since
+                    yield entry.path, _info(fs, entry)
+
+
+def _info(fs: Any, entry: os.DirEntry[str]) -> dict[str, Any]:
+    if not entry.is_file(follow_symlinks=False):
+        return dict(fs.info(entry))
+    found = entry.stat(follow_symlinks=False)
+    return {"size": found.st_size, "mtime": found.st_mtime}
+
+
+def odd_local(root: str) -> Iterator[tuple[str, int]]:
+    """Path and mode of what lies below ``root`` and is neither a file nor a folder; no link is followed."""
+    folders = [root]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    yield entry.path, entry.stat(follow_symlinks=False).st_mode
 
 
 def read_local_ranges(path: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -250,18 +250,23 @@ class Store:
 
     def list_files(self, path: str = "") -> list[FileStat]:
         """All files below ``path``, sorted by path; empty where there is no such folder."""
-        find = partial(find_local, self.fs) if self.is_local else partial(self.fs.find, detail=True)
+        prefix = len(self.root) + 1
         try:
-            found = find(self._full(path))
+            stats = [
+                FileStat(path=name[prefix:], size=int(entry["size"] or 0), etag=_etag(entry))
+                for name, entry in self._find(self._full(path))
+                if len(name) > prefix
+            ]
         except FileNotFoundError:
             return []
-        prefix = len(self.root) + 1
-        stats = [
-            FileStat(path=name[prefix:], size=int(entry["size"] or 0), etag=_etag(entry))
-            for name, entry in found.items()
-            if len(name) > prefix
-        ]
-        return sorted(stats, key=lambda stat: stat.path)
+        stats.sort(key=lambda stat: stat.path)
+        return stats
+
+    def _find(self, full: str) -> Iterable[tuple[str, dict[str, Any]]]:
+        if self.is_local:
+            return find_local(self.fs, full)  # one by one: a million entries at a time would take a gigabyte
+        found: dict[str, dict[str, Any]] = self.fs.find(full, detail=True)
+        return found.items()
 
     def stat(self, path: str = "") -> FileStat:
         """Raises FileNotFoundError."""

@@ -23,7 +23,7 @@ from pipelines.storage import Store, redact
 from pipelines.versions import list_label_sets
 from workers.label_account import LabelAccount, account_uri, add_up, write_account
 from workers.label_config import LabelConfig, PredictionSetRef
-from workers.label_listing import InputImage, LabelInput
+from workers.label_listing import LISTING, LabelInput
 from workers.label_plan import LabelPlan, ModelFacts
 from workers.label_run import run_plan
 from workers.label_tasks import TASK, dataset_task, listed_task
@@ -156,7 +156,7 @@ def _plan_id(failed: FailedImages, source: LabelInput, model: ModelFacts) -> str
 
 def _tasks(failed: FailedImages, source: LabelInput, task_images: int) -> Iterator[pa.Table]:
     """Tables of ``TASK``; what an archive does not hold any more is left as it is."""
-    images = {image.name: image for image in source.images}
+    images = _still_there(source, failed.image_ids)
     for path, rows in failed.rows.items():
         if source.dataset is not None:
             for first in range(0, len(rows), task_images):
@@ -167,15 +167,23 @@ def _tasks(failed: FailedImages, source: LabelInput, task_images: int) -> Iterat
             yield _listed(there[first : first + task_images])
 
 
+def _still_there(source: LabelInput, image_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """As they are listed now, by name; nothing of a dataset."""
+    if source.listing is None:
+        return {}
+    found = source.listing.filter(pc.is_in(source.listing["name"], value_set=pa.array(image_ids, pa.string())))
+    return {image["name"]: image for image in found.to_pylist()}
+
+
 def _planned(rows: Sequence[LabelRow]) -> pa.Table:
     names = ("image_id", "row", "row_group", "split", "coco_image_id", "width", "height")
     rows = sorted(rows, key=lambda row: row.row)
     return pa.table([pa.array([getattr(r, n) for r in rows], TASK.field(n).type) for n in names], names=list(names))
 
 
-def _listed(images: Sequence[tuple[InputImage, LabelRow]]) -> pa.Table:
+def _listed(images: Sequence[tuple[dict[str, Any], LabelRow]]) -> pa.Table:
     """As they are listed now, with the numbers that they have."""
-    table = listed_task(tuple(image for image, _ in images), 0)
+    table = listed_task(pa.Table.from_pylist([image for image, _ in images], schema=LISTING), 0)
     for name in ("row", "coco_image_id"):
         field = TASK.field(name)
         values = pa.array([getattr(row, name) for _, row in images], field.type)

@@ -21,7 +21,7 @@ from pipelines.shards import CorruptShard, ShardRef, read_label_columns
 from pipelines.storage import Store, redact
 from pipelines.versions import Dataset
 from workers.label_job import LabelJob
-from workers.label_listing import InputImage, LabelInput
+from workers.label_listing import LISTING, LabelInput
 from workers.label_plan import LabelPlan
 
 _LABEL_COLUMNS = ["image_id", "row", "row_group", "split", "coco_image_id", "width", "height"]
@@ -35,7 +35,7 @@ TASK = pa.schema(
         ("width", pa.int32()),  # 0: not known before the image is read
         ("height", pa.int32()),
         ("image_path", pa.string()),  # of the shard; null where images lie elsewhere
-        ("uri", pa.string()),  # these six as in ``InputImage``; null in a dataset
+        ("uri", pa.string()),  # these six as in ``LISTING``; null in a dataset
         ("offset", pa.int64()),
         ("length", pa.int64()),
         ("size", pa.int64()),
@@ -102,8 +102,9 @@ def _count_rows(shard: ShardRef, splits: Sequence[str]) -> int:
 
 def listed_tasks(source: LabelInput, plan: LabelPlan) -> Iterator[pa.Table]:
     """The tasks of images that lie elsewhere in order, one table of ``TASK`` each."""
-    for first in range(0, len(source.images), plan.task_images):
-        yield listed_task(source.images[first : first + plan.task_images], first)
+    assert source.listing is not None, "what is no dataset is listed"
+    for first in range(0, source.listing.num_rows, plan.task_images):
+        yield listed_task(source.listing.slice(first, plan.task_images), first)
 
 
 def planned_images(job: Job) -> list[int]:
@@ -144,21 +145,19 @@ def dataset_task(rows: pa.Table, shard_path: str) -> pa.Table:
     return pa.table([_column(columns, f, rows.num_rows) for f in TASK], schema=TASK)
 
 
-def listed_task(images: tuple[InputImage, ...], first: int) -> pa.Table:
+def listed_task(images: pa.Table, first: int) -> pa.Table:
     """A task of images that follow each other in a listing, ``first`` being the place of its first."""
-    count = len(images)
+    count = images.num_rows
+    nothing = pa.array(np.zeros(count, np.int32))
     columns = {
-        "image_id": pa.array([image.name for image in images], pa.string()),
-        "row": pa.array(range(first, first + count), pa.int32()),
-        "row_group": pa.array([0] * count, pa.int32()),
+        "image_id": images["name"],
+        "row": pa.array(np.arange(first, first + count, dtype=np.int32)),
+        "row_group": nothing,
         "split": pa.array([""] * count, pa.string()),
-        "coco_image_id": pa.array(range(first + 1, first + count + 1), pa.int64()),
-        "width": pa.array([0] * count, pa.int32()),
-        "height": pa.array([0] * count, pa.int32()),
-        **{
-            name: pa.array([getattr(image, name) for image in images], TASK.field(name).type)
-            for name in ("uri", "offset", "length", "size", "stamp", "method")
-        },
+        "coco_image_id": pa.array(np.arange(first + 1, first + count + 1, dtype=np.int64)),
+        "width": nothing,
+        "height": nothing,
+        **{name: images[name] for name in LISTING.names if name != "name"},
     }
     return pa.table([_column(columns, f, count) for f in TASK], schema=TASK)
 

@@ -17,10 +17,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.checks import BadImage
+from pipelines.local_files import odd_local
 from pipelines.sources.strict_tar import StrictTarInfo
 from pipelines.storage import Store, redact
 
@@ -151,12 +151,10 @@ class Folder:
         """Links and devices of a local folder; a bucket has none."""
         if not self._store.is_local:
             return {}
-        root = Path(self._store.root)
-        found = ((path.relative_to(root).as_posix(), path.lstat().st_mode) for path in root.rglob("*"))
+        root = self._store.root
         return {
-            name: "it is a link" if stat.S_ISLNK(mode) else "it is a device, pipe or socket"
-            for name, mode in found
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+            path[len(root) + 1 :]: "it is a link" if stat.S_ISLNK(mode) else "it is a device, pipe or socket"
+            for path, mode in odd_local(root)
         }
 
     def read(self, member: Member) -> MemberBytes:
