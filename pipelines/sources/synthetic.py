@@ -22,13 +22,14 @@ from PIL import Image
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap, Polygons
 from pipelines.sources import SourceItem
 from pipelines.sources.synthetic_outline import mask_to_polygons
-from pipelines.sources.synthetic_scene import Seen, draw, layout
+from pipelines.sources.synthetic_scene import OBJECTS, Seen, draw, layout
 from pipelines.sources.synthetic_shapes import KINDS
 
 _SPLITS = ("train", "val")
 _FEWEST_SEEN = 3
 _JPEG_QUALITY = 90
 _SMALLEST_SIDE = 96
+_SMALLEST_DIAMETER = 8
 _IDS_AN_IMAGE = 100
 _DRAWING = 1  # raised when the same seed comes to draw something else
 
@@ -41,8 +42,10 @@ class SyntheticSource:
         seed: of everything; an image depends on (seed, split, index, size) alone, never on the counts.
         num_train, num_val: images of the splits ``train`` and ``val``.
         size: width, height in pixels, at least 96 each.
+        objects: fewest and most that are placed in a scene, as far as there is room; some may be hidden.
+        diameters: of the smallest and the largest objects, in pixels; None takes 7 and 56 % of the shorter side.
     Raises:
-        ValueError: a negative count, a negative seed or too small a size.
+        ValueError: a negative count, a negative seed, too small a size, or objects that no scene can have.
     """
 
     kind: ClassVar[str] = "synthetic"
@@ -50,6 +53,8 @@ class SyntheticSource:
     num_train: int = 500
     num_val: int = 100
     size: tuple[int, int] = (256, 256)
+    objects: tuple[int, int] = OBJECTS
+    diameters: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if len(self.size) != 2:
@@ -65,16 +70,36 @@ class SyntheticSource:
                 f"synthetic size {self.size} is too small for its objects; give at least "
                 f"{_SMALLEST_SIDE} x {_SMALLEST_SIDE} pixels"
             )
+        fewest, most = (int(count) for count in self.objects)
+        object.__setattr__(self, "objects", (fewest, most))
+        if not _FEWEST_SEEN < fewest <= most:
+            raise ValueError(
+                f"objects={list(self.objects)}: give the fewest, at least {_FEWEST_SEEN + 1}, and the most"
+            )
+        if self.diameters is not None:
+            smallest, largest = (float(side) for side in self.diameters)
+            object.__setattr__(self, "diameters", (smallest, largest))
+            if not _SMALLEST_DIAMETER <= smallest <= largest <= 0.6 * min(self.size):
+                raise ValueError(
+                    f"diameters={list(self.diameters)}: give the smallest, at least {_SMALLEST_DIAMETER} pixels, and "
+                    "the largest, at most 0.6 of the shorter side"
+                )
 
     @property
     def options(self) -> dict[str, Any]:
         """JSON-ready; ``SyntheticSource(**options)`` is the same source."""
-        return {
+        told: dict[str, Any] = {
             "seed": self.seed,
             "num_train": self.num_train,
             "num_val": self.num_val,
             "size": list(self.size),
         }
+        # Only what is not as usual: plans are known by their options.
+        if self.objects != OBJECTS:
+            told["objects"] = list(self.objects)
+        if self.diameters is not None:
+            told["diameters"] = list(self.diameters)
+        return told
 
     @cached_property
     def label_map(self) -> LabelMap:
@@ -129,15 +154,20 @@ class SyntheticSource:
             source=item.uri,
             split=item.split,
             coco_image_id=item.coco_image_id,
-            annotations=_annotations(seen, item.coco_image_id * _IDS_AN_IMAGE, self.label_map),
+            annotations=_annotations(seen, item.coco_image_id * self._ids_an_image, self.label_map),
         )
+
+    @property
+    def _ids_an_image(self) -> int:
+        return max(_IDS_AN_IMAGE, self.objects[1])
 
     def _scene(self, split: str, index: int) -> tuple[Image.Image, tuple[Seen, ...]]:
         attempt = 0
         while True:
             # Counts are not in the key: more images leave the first ones as they were.
             rng = np.random.default_rng([self.seed, _SPLITS.index(split), index, attempt, *self.size])
-            image, seen = draw(rng, layout(rng, self.size), self.size)
+            placed = layout(rng, self.size, objects=self.objects, diameters=self.diameters)
+            image, seen = draw(rng, placed, self.size)
             if len(seen) >= _FEWEST_SEEN:
                 return image, seen
             attempt += 1

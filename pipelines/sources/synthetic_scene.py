@@ -21,7 +21,8 @@ _SMALLEST_SHARE = 18 / 256  # of the image's shorter side
 _MOST_HIDDEN = 0.7
 _LARGEST_COVER = 0.5  # of the smaller of two boxes
 _BESIDE = 0.4  # share of objects placed where another one is
-_FEWEST, _MOST = 3, 15
+OBJECTS = (4, 15)
+"""Fewest and most that are placed; a scene has room for fewer where they are large."""
 
 Colour = NDArray[np.float32]  # (3,) RGB, 0..255
 
@@ -61,14 +62,22 @@ class Seen:
     hidden: float
 
 
-def layout(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Placement, ...]:
-    """Place 3 to 15 objects, back to front.
+def layout(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    *,
+    objects: tuple[int, int] = OBJECTS,
+    diameters: tuple[float, float] | None = None,
+) -> tuple[Placement, ...]:
+    """Place objects, back to front.
 
     Args:
         size: width, height in pixels.
+        objects: fewest and most.
+        diameters: smallest and largest in pixels; None takes them from the image's shorter side.
     """
-    smallest = _SMALLEST_SHARE * min(size)
-    wanted = int(rng.integers(_FEWEST + 1, _MOST + 1))
+    smallest, largest = diameters or (_SMALLEST_SHARE * min(size), SCALE_RANGE * _SMALLEST_SHARE * min(size))
+    wanted = int(rng.integers(objects[0], objects[1] + 1))
     room = 0.6 * size[0] * size[1]
     placed: list[Placement] = []
     for _ in range(wanted * 12):
@@ -76,8 +85,8 @@ def layout(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Placement, 
             break
         label = int(rng.integers(len(KINDS)))
         # Log-uniform, so that each octave of size has its share.
-        least = smallest * KINDS[label].smallest
-        diameter = least * (SCALE_RANGE * smallest / least) ** rng.random()
+        least = min(smallest * KINDS[label].smallest, largest)
+        diameter = least * (largest / least) ** rng.random()
         # Crowding is drawn on purpose: by chance alone few objects of this many would cover each other.
         beside = placed[int(rng.integers(len(placed)))] if placed and rng.random() < _BESIDE else None
         candidate = _place(rng, label, diameter, size, beside)

@@ -132,3 +132,34 @@ def test_outlines_rasterise_to_their_mask(rows: list[list[bool]]) -> None:
 def test_refusals(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_source("synthetic", **options)
+
+
+def test_many_small_objects_in_a_large_scene() -> None:
+    source = SyntheticSource(num_train=1, num_val=0, size=(1200, 900), objects=(150, 150), diameters=(16, 40))
+    assert SyntheticSource(**source.options) == source
+    (record,) = draw_all(source)
+    truth = record.annotations
+    assert truth is not None and 120 <= len(truth) <= 150
+    assert len(set(truth.ids.tolist())) == len(truth)
+    sides = truth.boxes_xywh[:, 2:].max(1)
+    assert sides.max() <= 42 and np.percentile(sides, 20) < 24
+    # Ids of the next image begin after these.
+    assert truth.ids.max() < 2 * truth.ids.min()
+
+
+def test_plans_of_usual_scenes_keep_their_ids() -> None:
+    assert SyntheticSource().options.keys() == {"seed", "num_train", "num_val", "size"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objects": (3, 9)}, r"objects=\[3, 9\]"),
+        ({"objects": (9, 8)}, r"objects=\[9, 8\]"),
+        ({"diameters": (4, 20)}, r"diameters=\[4.*at least 8"),
+        ({"diameters": (20, 200)}, "at most 0.6"),
+    ],
+)
+def test_objects_that_no_scene_can_have_are_refused(changes, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        SyntheticSource(**changes)
