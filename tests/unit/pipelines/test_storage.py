@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
-from pipelines import storage
+from pipelines import local_files, storage
 from pipelines.storage import Store, absolute, read_uri, redact
 
 
@@ -21,6 +22,28 @@ def test_paths_are_relative_to_the_root(tmp_path: Path) -> None:
     assert store.children("nowhere") == [] == store.list_files("nowhere")
     assert read_uri(store.join("b/c.bin")) == b"0123456789"
     assert pickle.loads(pickle.dumps(store)).exists("b/c.bin")
+
+
+def test_a_listing_is_what_fsspec_finds_and_passes_over_what_goes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path / "a")
+    for name in ("b/c/d", "b/e", "f", "b c/g"):
+        store.write_bytes(name, b"1")
+    (tmp_path / "a" / "link").symlink_to("f")
+    (tmp_path / "a" / "to-folder").symlink_to("b")
+    (tmp_path / "a" / "nowhere").symlink_to("gone")
+    listed = [f.path for f in store.list_files()]
+    assert listed == sorted(path[len(store.root) + 1 :] for path in store.fs.find(store.root))
+    info = local_files._info
+
+    def gone(fs: object, entry: os.DirEntry[str]) -> dict[str, object]:
+        if entry.name == "e":
+            raise FileNotFoundError(entry.path)
+        return info(fs, entry)
+
+    monkeypatch.setattr(local_files, "_info", gone)
+    assert [f.path for f in store.list_files()] == [path for path in listed if path != "b/e"]
 
 
 def test_an_upload_replaces_the_file_and_leaves_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
