@@ -7,6 +7,7 @@ model and settings, a receipt says what is done, and the commit carries the plan
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from pipelines.commits import DatasetVersion
@@ -22,7 +23,7 @@ from workers.label_duplicates import phases, save_tasks_once
 from workers.label_listing import LabelInput, open_input, refusals
 from workers.label_plan import LabelPlan, ModelFacts, describe, find_or_check, is_dataset_root, make_plan
 from workers.label_retry import retry
-from workers.label_run import run_plan
+from workers.label_run import run_plan, session
 from workers.label_tasks import save_tasks
 from workers.progress import Progress
 from workers.software import software_versions
@@ -59,21 +60,21 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
     made = find_or_check(source, plan)
     job = Job(plan.root, plan.plan_id)
     tasks = resumed = 0
-    before = 0.0
     if made is None:
-        if not job.has_plan():
-            facts = plan_facts(source, plan, model)
-            if config.near_duplicates:
+        # One Ray for all that comes in several parts.
+        with session(config) if config.near_duplicates else nullcontext():
+            facts, before = plan_facts(source, plan, model), 0.0
+            if not job.has_plan() and config.near_duplicates:
                 before = save_tasks_once(job, config, (source, plan, model), facts, progress)
-            else:
+            elif not job.has_plan():
                 save_tasks(job, source, plan, facts)
-        tasks = job.plan().num_tasks
-        pending = job.missing(tasks)
-        resumed = tasks - len(pending)
-        run = None
-        if pending:
-            parts = phases(job, pending)
-            run = run_plan(pending, config, source, plan, model, progress, phases=parts, before=before)
+            tasks = job.plan().num_tasks
+            pending = job.missing(tasks)
+            resumed = tasks - len(pending)
+            run = None
+            if pending:
+                parts = phases(job, pending)
+                run = run_plan(pending, config, source, plan, model, progress, phases=parts, before=before)
         sums = add_up(job.each_receipt())
         # Before the commit: who finds the version finds what it took as well.
         write_account(plan.root, sums.account(plan.plan_id, price_per_hour=config.price_per_hour, run=run))

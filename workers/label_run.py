@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +152,13 @@ class Work:
 LABELLING = Work(actor=LabelShard, give_up=give_up, model=True)
 
 
+def session(config: LabelConfig) -> AbstractContextManager[str]:
+    """Ray, for as long as the config's workers need it."""
+    # One logical CPU more than the workers take: a pool that fills a cluster can hang when a node is lost.
+    cpus = max(os.cpu_count() or 1, config.workers * config.cpus_per_worker) + 1
+    return ray_session(config.ray_address, num_cpus=cpus)
+
+
 def run_tasks(
     pending: Sequence[int],
     make_job: Callable[[str], LabelJob],
@@ -172,9 +180,7 @@ def run_tasks(
         LabellingFailed: too many tasks had to be given up.
         ValueError: GPUs were asked for and there are none.
     """
-    # One logical CPU more than the workers take: a pool that fills a cluster can hang when a node is lost.
-    cpus = max(os.cpu_count() or 1, config.workers * config.cpus_per_worker) + 1
-    with ray_session(config.ray_address, num_cpus=cpus):
+    with session(config):
         gpus = gpus_per_worker(config) * work.model
         label_job = make_job("cuda" if gpus else "cpu")
         job = Job(label_job.root, label_job.plan_id)
