@@ -240,6 +240,8 @@ class EvaluateConfig(EvaluateSettings):
     cache: str | None = Field(
         None, description="folder that remembers matches, so that only changed shards are matched again, any fsspec URL"
     )
+    workers: int = Field(1, ge=1, description="Ray tasks that match shards at once, for COCO's numbers alone")
+    ray_address: str | None = Field(None, description=RAY_ADDRESS)
     compare: str | None = Field(None, description="reference of other predictions, which these are compared with")
     fail_under: dict[str, float] = Field(
         default_factory=dict, description="numbers that must be reached, e.g. AP=0.5, or a mapping"

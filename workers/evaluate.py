@@ -1,4 +1,4 @@
-"""Measure predictions against a dataset's truth and write metrics and report. Runs where it is called, without Ray."""
+"""Measure predictions against a dataset's truth and write metrics and report; without Ray unless workers are wanted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.metrics.coco import CocoMetrics, evaluate_columns, metrics_of
 from pipelines.metrics.coco import evaluate as evaluate_coco
 from pipelines.metrics.counting import counts_of
 from pipelines.metrics.grouping import SIZE, image_groups
-from pipelines.metrics.incremental import evaluate_incrementally
+from pipelines.metrics.incremental import Count, evaluate_incrementally
 from pipelines.metrics.lvis import LvisMetrics
 from pipelines.metrics.match_files import write_matches
 from pipelines.metrics.matches import MatchTable, match_images
@@ -50,7 +50,7 @@ class EvaluationResult:
         failed_images: images that the model could not read; likewise.
         report_uri, metrics_uri, markdown_uri, matches_uri: None where none was asked for.
         shards_matched, shards_known: of which shards detections were matched, and of which the matches were in the
-            cache; None where no cache was given or used.
+            cache; None where neither a cache nor workers were used.
     """
 
     metrics: CocoMetrics
@@ -109,6 +109,8 @@ def evaluate(
     baseline: Mapping[str, float] | None = None,
     title: str = "Detection report",
     cache_uri: str | None = None,
+    workers: int = 1,
+    ray_address: str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Metrics of predictions against truth, and what can be learnt from the mistakes.
@@ -137,12 +139,17 @@ def evaluate(
         cache_uri: folder that remembers what each shard's matches count, so that a later evaluation matches only
             shards that have changed. It serves COCO's numbers alone; whatever needs the matches themselves (a
             report, files, parts, a comparison) makes them anew.
+        workers: how many Ray tasks match shards at once; 1 matches them here, without Ray. As the cache, for COCO's
+            numbers alone.
+        ray_address: of their cluster; None uses RAY_ADDRESS, or else a cluster of this machine's own.
     Raises:
         DatasetNotFound: of any reference.
         CategoryMismatch: a predicted category that the truth does not have.
         ValueError: a split or column that the dataset has not, nothing to measure, or what cannot be measured so.
     """
     check_protocol(protocol, iou_type)
+    if workers < 1:
+        raise ValueError(f"workers={workers}: give at least 1")
     steps = 2 + (report_uri is not None)
     tell = progress or _silent
     tell("evaluate", 0, steps)
@@ -151,7 +158,24 @@ def evaluate(
     wanted = bool(by) or any(u is not None for u in (report_uri, metrics_uri, markdown_uri, matches_uri, compare_ref))
     settings = with_sigmas(coco_settings(iou_type), oks_sigmas)
     if protocol == "coco" and not wanted:
-        return _numbers(dataset, predictions, splits, settings, cache_uri, tell)
+        count = None
+        if workers > 1:
+            from workers.evaluate_shards import CountOnRay
+
+            count = CountOnRay(
+                dataset=dataset,
+                predictions=predictions,
+                splits=splits,
+                settings=settings,
+                workers=workers,
+                ray_address=ray_address,
+            )
+        return _numbers(dataset, predictions, splits, settings, cache_uri, count, workers, tell)
+    if workers > 1:
+        raise ValueError(
+            f"workers={workers}: only COCO's numbers are counted by several; the report, files, parts, comparisons and "
+            "other protocols need all matches in one process. Leave workers out, or ask for the numbers alone"
+        )
     pairs = pair(dataset, predictions, splits)
     tell("evaluate", 1, steps)
     found: VocMetrics | LvisMetrics | None = None
@@ -224,14 +248,25 @@ def _numbers(
     splits: Collection[str] | None,
     settings: MatchSettings,
     cache_uri: str | None,
+    count: Count | None,
+    threads: int,
     tell: Progress,
 ) -> EvaluationResult:
-    """COCO's numbers alone, from columns, or from what a cache knows."""
+    """COCO's numbers alone, from columns, or shard by shard where a cache knows them or others count them."""
     others = unpaired(dataset, predictions, splits)
     tell("evaluate", 1, 2)
     matched = known = None
-    if cache_uri is not None:
-        done = evaluate_incrementally(dataset, predictions, splits, settings=settings, cache_uri=cache_uri)
+    if cache_uri is not None or count is not None:
+        done = evaluate_incrementally(
+            dataset,
+            predictions,
+            splits,
+            settings=settings,
+            cache_uri=cache_uri,
+            cached=cache_uri is not None,
+            count=count,
+            threads=threads,
+        )
         metrics, matched, known = done.metrics, done.matched, done.known
     else:
         truth, found = read_columns(dataset, predictions, splits, iou_type=settings.iou_type)

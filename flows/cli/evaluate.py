@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows.cli import console
-from flows.cli.options import Configured, Flow, Split, execute, spread
+from flows.cli.options import Configured, OnRay, Split, execute, spread
 
 EVALUATE_HELP = """Measure predictions against truth by COCO's rules or others', and tell what goes wrong.
 
@@ -54,13 +54,16 @@ def evaluate(
             "--cache", help="Folder that remembers matches: only changed shards are matched again. Any fsspec URL."
         ),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray tasks that match shards at once, for COCO's numbers alone.")
+    ] = None,
     resamples: Annotated[
         int | None, typer.Option(min=0, help="Draws of the images for intervals, 0 for none. Default: 1000.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
     *,
     more: Configured,
-    where: Flow,
+    where: OnRay,
 ) -> None:
     from flows.config import EvaluateConfig
     from flows.errors import BelowGate
@@ -80,6 +83,8 @@ def evaluate(
         "markdown": markdown,
         "matches": matches,
         "cache": cache,
+        "workers": workers,
+        "ray_address": where.ray_address,
         "resamples": resamples,
         "title": title,
     }
@@ -91,14 +96,14 @@ def evaluate(
     if console.mode.json:
         console.write_json({key: value for key, value in found.items() if key not in ("figure", "markdown")})
     else:
-        _show(found)
+        _show(found, cached=config.cache is not None)
     if found["missed"]:
         for told in found["missed"]:
             console.warn(told)
         raise typer.Exit(console.BELOW)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: dict[str, Any], *, cached: bool) -> None:
     console.show(f"{found['protocol']} metrics of {found['iou_type']}", found["metrics"])
     names = ["AP", "AP50", "num_truths", "num_detections"]
     names = [name for name in names if any(name in numbers for numbers in found["per_class"].values())]
@@ -117,4 +122,5 @@ def _show(found: dict[str, Any]) -> None:
     if found["matches"]:
         console.note(f"matches: {found['matches']}")
     if found["shards_matched"] is not None:
-        console.note(f"shards matched: {found['shards_matched']}, known from the cache: {found['shards_known']}")
+        known = f", known from the cache: {found['shards_known']}" if cached else ""
+        console.note(f"shards matched: {found['shards_matched']}{known}")

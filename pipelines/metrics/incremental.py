@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -53,6 +53,9 @@ class UnitCounts:
     counts: Counts
 
 
+Count = Callable[[Sequence[EvaluationUnit]], Iterable[tuple[int, UnitCounts]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incremental:
     """Metrics, and how many units were matched and how many were known."""
@@ -69,6 +72,9 @@ def evaluate_incrementally(
     *,
     settings: MatchSettings | None = None,
     cache_uri: str | None = None,
+    cached: bool = True,
+    count: Count | None = None,
+    threads: int = 1,
 ) -> Incremental:
     """COCO's numbers, as ``evaluate`` gives them, of sets at rest.
 
@@ -77,26 +83,47 @@ def evaluate_incrementally(
         splits: only images of these.
         settings: COCO's for boxes where None.
         cache_uri: a folder for counts; ``_matches`` in the dataset where None.
+        cached: False reads and writes no cache.
+        count: gets the units to match and gives each one's place among them with its counts, in any order; None
+            matches them here, one after the other.
+        threads: that share the classes at the end.
     Raises:
         ValueError: no labelled image in the splits; see also ``reading.read_columns``.
     """
     settings = settings or MatchSettings()
-    store = Store.open(cache_uri) if cache_uri is not None else Store.open(dataset.uri).sub(FOLDER)
-    parts, known = [], 0
-    for unit in evaluation_units(dataset, predictions):
-        name = f"{unit_key(unit, dataset, predictions, splits, settings)}.npz"
-        part = _load(store, name)
-        known += part is not None
-        if part is None:
-            part = count_unit(unit, dataset, predictions, splits, settings)
-            store.write_bytes(name, _dumped(part))
-        parts.append(part)
-    counts = merge_units(parts)
+    units = evaluation_units(dataset, predictions)
+    parts: list[UnitCounts | None] = [None] * len(units)
+    if cached:
+        store = Store.open(cache_uri) if cache_uri is not None else Store.open(dataset.uri).sub(FOLDER)
+        names = [f"{unit_key(unit, dataset, predictions, splits, settings)}.npz" for unit in units]
+        parts = [_load(store, name) for name in names]
+    missing = [number for number, part in enumerate(parts) if part is None]
+    if count is None:
+        count = _Here(dataset=dataset, predictions=predictions, splits=splits, settings=settings)
+    for place, part in count([units[number] for number in missing]):
+        parts[missing[place]] = part
+        if cached:
+            store.write_bytes(names[missing[place]], _dumped(part))
+    counts = merge_units([part for part in parts if part is not None])
     if not counts.image_ids:
         where = f" in split {', '.join(sorted(splits))}" if splits else ""
         raise ValueError(f"{dataset.reference} has no labelled image{where}: there is nothing to measure against")
-    metrics = metrics_of(counts, dataset.label_map, settings)
-    return Incremental(metrics=metrics, matched=len(parts) - known, known=known)
+    metrics = metrics_of(counts, dataset.label_map, settings, threads=threads)
+    return Incremental(metrics=metrics, matched=len(missing), known=len(units) - len(missing))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Here:
+    """Matches units in this process."""
+
+    dataset: Dataset
+    predictions: PredictionSet
+    splits: Collection[str] | None
+    settings: MatchSettings
+
+    def __call__(self, units: Sequence[EvaluationUnit]) -> Iterator[tuple[int, UnitCounts]]:
+        for place, unit in enumerate(units):
+            yield place, count_unit(unit, self.dataset, self.predictions, self.splits, self.settings)
 
 
 def evaluation_units(dataset: Dataset, predictions: PredictionSet) -> list[EvaluationUnit]:
