@@ -27,6 +27,7 @@ from pipelines.storage import Store, redact
 METADATA_KEY = "boxmill"
 # Logs are small and hold the categories of old versions: never let a checkpoint clean them away.
 _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
+_TOLD = ("path", "size_bytes", "num_records")  # of a file; of each column there is more
 _CONFLICTS = 1000  # lost races before giving up; each one means that somebody else's commit landed
 _FAILURES = 5  # other errors in a row
 
@@ -292,12 +293,12 @@ def _create(table: Store, schema: pa.Schema) -> None:
 
 def _snapshot(table: Store, delta: DeltaTable) -> Snapshot:
     version = delta.version()
-    actions = pa.table(delta.get_add_actions(flatten=True)).sort_by("path")
+    # Not by pa.table, which imports pandas to find out that this is no data frame of it.
+    told = pa.RecordBatchReader.from_stream(delta.get_add_actions(flatten=True)).read_all()
+    actions = told.select([name for name in _TOLD if name in told.column_names]).sort_by("path")
     files = tuple(
         TableFile(path=path, size=size, rows=rows or 0)
-        for path, size, rows in zip(
-            *(_column(actions, name) for name in ("path", "size_bytes", "num_records")), strict=True
-        )
+        for path, size, rows in zip(*(_column(actions, name) for name in _TOLD), strict=True)
     )
     newest = next(history(table, version), None)
     return Snapshot(table=table, version=version, files=files, metadata=newest.metadata if newest else {})

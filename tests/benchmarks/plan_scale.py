@@ -6,10 +6,11 @@ A dataset's label files and what a finished run leaves, receipts and their bundl
 part and not measured). Measured, each step in a process of its own: planning (open the dataset, cut it into tasks,
 write the plan, list what is missing), committing (list and read all receipts, check the ledger, write the account, one
 commit, open the version), and the highest memory of the process (VmHWM: shared libraries count in full), which has
-loaded Ray Data besides, as a driver has that ran the tasks. Cases: 1,000,000 rows in 1,000 shards; 1,000, 10,000 and
-100,000 shards on a local disk; 100, 1,000 and 10,000 shards on S3 (moto, in a process of its own, whose own time is
-told); and runs whose receipts nobody has bundled. The bars: 60 s for planning, 60 s for the commit, 1 GiB, and a cost
-for each shard that does not grow. The exit status is 1 where one is missed. ``--scale 0.01`` is a quick look.
+loaded Ray Data besides, as a driver has that ran the tasks. Cases: 1,000,000 rows in 1,000 shards; 1,000,000 images in
+1,000 folders, labelled where they lie; 1,000, 10,000 and 100,000 shards on a local disk; 100, 1,000 and 10,000 shards
+on S3 (moto, in a process of its own, whose own time is told); and runs whose receipts nobody has bundled. The bars: 60
+s for planning, 60 s for the commit, 1 GiB, and a cost for each shard that does not grow. The exit status is 1 where one
+is missed. ``--scale 0.01`` is a quick look.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ _OBJECTS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is planned: shards of so many rows each."""
+    """What is planned: shards of so many rows each; in a folder they are folders, and the images lie in them."""
 
-    where: str  # local or s3
+    where: str  # local, s3 or folder
     shards: int
     rows: int
     bundled: bool = True
@@ -73,6 +74,7 @@ class Case:
 
 CASES = (
     Case(where="local", shards=1_000, rows=1_000),
+    Case(where="folder", shards=1_000, rows=1_000),
     *(Case(where="local", shards=n, rows=10) for n in (1_000, 10_000, 100_000)),
     Case(where="local", shards=100_000, rows=10, bundled=False),
     *(Case(where="s3", shards=n, rows=10) for n in (100, 1_000, 10_000)),
@@ -105,6 +107,15 @@ def make_dataset(uri: str, case: Case) -> None:
         images_version=0,
         ledger=ledger.sums(),
     )
+
+
+def make_folder(path: Path, case: Case) -> None:
+    """Images that lie where nobody put them for us; planning asks for their names, sizes and times."""
+    for shard in range(case.shards):
+        folder = path / f"{shard:06d}"
+        folder.mkdir(parents=True)
+        for row in range(case.rows):
+            os.close(os.open(folder / f"{row:06d}.jpg", os.O_CREAT))
 
 
 def _row(number: int) -> LabelRow:
@@ -144,7 +155,7 @@ def _many(make: Callable[[int], Any], count: int) -> Iterator[Any]:
 
 def make_receipts(job: Job, *, bundled: bool) -> None:
     """As workers leave them, and the driver their bundles."""
-    rows = planned_images(job)
+    rows, label_set = planned_images(job), job.plan().metadata["label_set"]
 
     def write(task: int) -> Receipt:
         ledger = Ledger()
@@ -152,7 +163,7 @@ def make_receipts(job: Job, *, bundled: bool) -> None:
         ledger.imported("annotation", rows[task] * _OBJECTS)
         name = f"{hashlib.sha256(str(task).encode()).hexdigest()[:32]}.parquet"
         file = ShardFile(
-            path=f"labels/pred/part-{task:032d}.0000000.{name}",
+            path=f"labels/{label_set}/part-{task:032d}.0000000.{name}",
             size=4000,
             rows=rows[task],
             num_objects=rows[task] * _OBJECTS,
@@ -168,9 +179,16 @@ def make_receipts(job: Job, *, bundled: bool) -> None:
             bundle.add(json.dumps(receipt.to_json()))
 
 
+def _images(uri: str) -> Path | None:
+    """Where a case's images lie, if they are in no dataset."""
+    there = Path(uri) / "pictures"
+    return there if "://" not in uri and there.is_dir() else None
+
+
 def plan(uri: str) -> Job:
     """What ``label`` does until workers start."""
-    config = LabelConfig(input=uri, model="made-up", out="pred")
+    there = _images(uri)
+    config = LabelConfig(input=str(there) if there else uri, model="made-up", out=f"{uri}/out" if there else "pred")
     model = ModelFacts(
         uri="made-up",
         digest="f00d" * 16,
@@ -196,11 +214,11 @@ def commit(job: Job, case: Case) -> None:
     sums.ledger.check(images=images, annotations=images * _OBJECTS)
     made = commit_predictions(
         job.dataset_uri,
-        "pred",
+        job.plan().metadata["label_set"],
         sums.files,
         plan_id=job.plan_id,
         label_map=LABEL_MAP,
-        images_version=0,
+        images_version=None if case.where == "folder" else 0,
         ledger=sums.ledger,
         provenance={"model": {"digest": "f00d"}},
     )
@@ -212,7 +230,7 @@ def commit(job: Job, case: Case) -> None:
 def place(case: Case, folder: Path) -> Iterator[str]:
     """Where a case's dataset goes; on S3 the server is there as long as the case."""
     folder.mkdir()
-    if case.where == "local":
+    if case.where != "s3":
         yield str(folder / "data")
         shutil.rmtree(folder)
         return
@@ -231,11 +249,15 @@ def measure(step: Callable[[], object]) -> dict[str, float]:
 
 def run_case(uri: str, case: Case) -> dict[str, float]:
     """The steps of one case, each in a process of its own, as a driver that is started again would do them."""
-    make_dataset(uri, case)
+    if case.where == "folder":
+        make_folder(Path(uri) / "pictures", case)
+    else:
+        make_dataset(uri, case)
     planned = _in_process("plan", uri, case)
-    make_receipts(Job(uri, str(planned["plan_id"])), bundled=case.bundled)
+    job = Job(str(planned["root"]), str(planned["plan_id"]))
+    make_receipts(job, bundled=case.bundled)
     server = server_cpu()
-    committed = _in_process("commit", uri, case, str(planned["plan_id"]))
+    committed = _in_process("commit", job.dataset_uri, case, job.plan_id)
     return {
         "server_cpu_s": server_cpu() - server,
         "tasks": planned["tasks"],
@@ -275,7 +297,7 @@ def _inside(given: str) -> None:
     if values["step"] == "plan":
         jobs: list[Job] = []
         found = measure(lambda: jobs.append(plan(values["uri"])))
-        found |= {"plan_id": jobs[0].plan_id, "tasks": jobs[0].plan().num_tasks}
+        found |= {"root": jobs[0].dataset_uri, "plan_id": jobs[0].plan_id, "tasks": jobs[0].plan().num_tasks}
     else:
         found = measure(lambda: commit(Job(values["uri"], values["plan_id"]), case))
     print(json.dumps(found | {"memory_gib": _resident(), "libraries_gib": libraries}))
@@ -331,7 +353,7 @@ def results(rows: list[tuple[Case, dict[str, float]]]) -> tuple[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of shards")
-    parser.add_argument("--where", choices=["local", "s3"], help="only these cases")
+    parser.add_argument("--where", choices=["local", "folder", "s3"], help="only these cases")
     parser.add_argument("--record", action="store_true", help="add the numbers to results.md")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
