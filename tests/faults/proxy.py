@@ -9,7 +9,8 @@ signature against the Host that it is sent. Bodies are held in memory.
         assert [entry.status for entry in proxy.script.faults()] == [200]
 
 From another process: ``python -m tests.faults.proxy UPSTREAM`` prints the two ports as JSON; on the control port
-``PUT /rules`` takes a JSON list of rules, ``GET /log`` gives the log, ``DELETE /`` forgets both.
+``PUT /rules`` takes a JSON list of rules, ``GET /log`` gives the log (``GET /log?N`` from its entry N), ``DELETE /``
+forgets both.
 """
 
 from __future__ import annotations
@@ -184,7 +185,8 @@ class _ProxyHandler(_Handler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_request
 
     def _log(self, method: str, path: str, rule: Rule | None, status: int | None) -> None:
-        self.proxy.script.record(Entry(method=method, path=path, fault=rule.fault if rule else None, status=status))
+        fault, name = (rule.fault, rule.name) if rule else (None, "")
+        self.proxy.script.record(Entry(method=method, path=path, fault=fault, status=status, rule=name))
 
     def _ask(self, method: str, path: str, body: bytes) -> Answer:
         upstream = http.client.HTTPConnection(*self.proxy.upstream, timeout=120)
@@ -232,7 +234,8 @@ class _ControlHandler(_Handler):
             self._reply(200, {})
 
     def do_GET(self) -> None:
-        self._reply(200, [entry.to_json() for entry in self.proxy.script.log])
+        first = int(urlsplit(self.path).query or 0)
+        self._reply(200, [entry.to_json() for entry in self.proxy.script.log[first:]])
 
     def do_DELETE(self) -> None:
         self.proxy.script.clear()

@@ -29,7 +29,11 @@ class RemoteProxy:
 
     @property
     def log(self) -> list[Entry]:
-        return [Entry(**entry) for entry in self._call("GET", "/log")]
+        return self.log_from(0)
+
+    def log_from(self, first: int) -> list[Entry]:
+        """The log without its first entries."""
+        return [Entry(**entry) for entry in self._call("GET", f"/log?{first}")]
 
     def faults(self) -> list[Entry]:
         return [entry for entry in self.log if entry.fault is not None]

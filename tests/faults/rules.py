@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -29,6 +30,7 @@ class Rule:
         skip: so many matching requests pass first.
         count: so many get the fault; 0 for all.
         seconds: of a stall.
+        name: for the log, where several rules of one kind must be told apart.
     """
 
     fault: Fault
@@ -37,6 +39,7 @@ class Rule:
     skip: int = 0
     count: int = 1
     seconds: float = 1.0
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.fault not in FAULTS:
@@ -62,12 +65,16 @@ class Entry:
         method, path: as sent.
         fault: what was done to it, or None.
         status: what the server answered, also where the client never learned of it; None if it was not asked.
+        time: seconds since 1970 when the server had answered, or the fault fell.
+        rule: name of the rule that the fault came from.
     """
 
     method: str
     path: str
     fault: Fault | None
     status: int | None
+    time: float = field(default_factory=time.time)
+    rule: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
