@@ -164,7 +164,7 @@ def test_the_control_port_serves_another_process(keeper):
                 with urllib.request.urlopen(request, timeout=10) as response:
                     return json.load(response)
 
-            control("PUT", "/rules", [{"fault": "error_503"}])
+            control("PUT", "/rules", [{"fault": "error_503", "name": "first"}])
             statuses = []
             for _ in range(2):
                 connection = http.client.HTTPConnection(ports["endpoint"].removeprefix("http://"), timeout=10)
@@ -172,7 +172,9 @@ def test_the_control_port_serves_another_process(keeper):
                 statuses.append(connection.getresponse().status)
             assert statuses == [503, 200]
             log = control("GET", "/log")
-            assert [entry["fault"] for entry in log] == ["error_503", None]
+            assert [(entry["fault"], entry["rule"]) for entry in log] == [("error_503", "first"), (None, "")]
+            assert log[0]["time"] <= log[1]["time"] <= time.time()
+            assert control("GET", "/log?1") == log[1:]
             control("DELETE", "/")
             assert control("GET", "/log") == []
         finally:
