@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,6 @@ def config(folder: Path, out: Path, model: str, **changes: Any) -> LabelConfig:
 def carried(made: PredictionSetRef) -> dict[str, str]:
     rows = open_predictions(made.reference).rows()
     return {row.image_id: row.extra["predictions_of"] for row in rows if row.extra}
-
-
-def told_by_plans(root: Path) -> dict[str, Any]:
-    """By what they are about: ``looks_of`` and ``label_set``."""
-    return {path.parent.name: path for path in root.glob("_jobs/*/plan.parquet")}
 
 
 def test_of_a_folder_copies_carry_what_was_found_in_the_first(folder, model, tmp_path, one_by_one, ray_cluster):
@@ -207,3 +203,9 @@ def test_where_the_first_fails_the_copies_fail_and_are_tried_again_by_themselves
     assert made.num_quarantined == 6 and made.account is not None and made.account["copied"] == len(CARRIED) - 3
     listed = {row.image_id for row in read_quarantine(str(tmp_path / "out"))}
     assert listed >= set(fallen)
+    # Back again, each is labelled by itself.
+    (root / "a" / "00.jpg").write_bytes(FIRST["a/00.jpg"])
+    mended = label(replace(settings, retry="quarantined"))
+    rows = {row.image_id: row for row in open_predictions(mended.reference).rows()}
+    assert sorted(rows) == sorted(FILES) and mended.num_quarantined == 2
+    assert all(rows[name].status == "ok" and not rows[name].extra for name in fallen)
