@@ -210,7 +210,8 @@ def describe_version(uri: str, label_set: str, version: int, *, found: bool) -> 
 
 
 def _table_file(file: ShardFile) -> delta.TableFile:
-    return delta.TableFile(path=file.path.rsplit("/", 1)[-1], size=file.size, rows=file.rows)
+    split = next(iter(file.splits)) if len(file.splits) == 1 else None
+    return delta.TableFile(path=file.path.rsplit("/", 1)[-1], size=file.size, rows=file.rows, split=split)
 
 
 def version_digest(label_map: LabelMap, paths: Sequence[str], label_set: str) -> str:

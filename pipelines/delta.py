@@ -27,7 +27,7 @@ from pipelines.storage import Store, redact
 METADATA_KEY = "boxmill"
 # Logs are small and hold the categories of old versions: never let a checkpoint clean them away.
 _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
-_TOLD = ("path", "size_bytes", "num_records")  # of a file; of each column there is more
+_TOLD = ("path", "size_bytes", "num_records", "min.split", "max.split")  # of a file; of other columns there is more
 _CONFLICTS = 1000  # lost races before giving up; each one means that somebody else's commit landed
 _FAILURES = 5  # other errors in a row
 
@@ -50,11 +50,12 @@ class VersionNotFound(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableFile:
-    """A data file: path relative to the table, bytes, rows."""
+    """A data file: path relative to the table, bytes, rows, and the split of all rows; None: several, or not known."""
 
     path: str
     size: int
     rows: int
+    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,13 +236,16 @@ def all_files(table: Store) -> set[str]:
 
 
 def _add_action(file: TableFile) -> AddAction:
+    stats: dict[str, Any] = {"numRecords": file.rows}
+    if file.split is not None:
+        stats |= {"minValues": {"split": file.split}, "maxValues": {"split": file.split}}
     return AddAction(
         path=file.path,
         size=file.size,
         partition_values={},
         modification_time=0,  # not a clock's: the same plan gives the same commit
         data_change=True,
-        stats=json.dumps({"numRecords": file.rows}),
+        stats=json.dumps(stats),
     )
 
 
@@ -297,8 +301,8 @@ def _snapshot(table: Store, delta: DeltaTable) -> Snapshot:
     told = pa.RecordBatchReader.from_stream(delta.get_add_actions(flatten=True)).read_all()
     actions = told.select([name for name in _TOLD if name in told.column_names]).sort_by("path")
     files = tuple(
-        TableFile(path=path, size=size, rows=rows or 0)
-        for path, size, rows in zip(*(_column(actions, name) for name in _TOLD), strict=True)
+        TableFile(path=path, size=size, rows=rows or 0, split=first if first == last else None)
+        for path, size, rows, first, last in zip(*(_column(actions, name) for name in _TOLD), strict=True)
     )
     newest = next(history(table, version), None)
     return Snapshot(table=table, version=version, files=files, metadata=newest.metadata if newest else {})

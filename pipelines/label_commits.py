@@ -43,7 +43,9 @@ def rewrite_label_file(store: Store, label_set: str, old_name: str, table: pa.Ta
     *front, _, suffix = old_name.split(".")
     name = ".".join([*front, hashlib.sha256(content).hexdigest()[:32], suffix])
     store.write_bytes(f"labels/{label_set}/{name}", content)
-    return delta.TableFile(path=name, size=len(content), rows=table.num_rows)
+    splits = table["split"].unique()
+    split = splits[0].as_py() if len(splits) == 1 else None
+    return delta.TableFile(path=name, size=len(content), rows=table.num_rows, split=split)
 
 
 def revised_metadata(

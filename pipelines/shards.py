@@ -67,6 +67,7 @@ class ShardRef:
         label_set: e.g. ``gt``.
         image_path, label_path: relative to the dataset.
         rows: images of the shard that are in the label set.
+        split: of all of them; None: several, or not known before the labels are read.
     """
 
     uri: str
@@ -74,6 +75,7 @@ class ShardRef:
     image_path: str
     label_path: str
     rows: int
+    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -216,6 +216,7 @@ def open_dataset(reference: str | Reference) -> Dataset:
             image_path=image_path(shard_stem(file.path)),
             label_path=f"labels/{wanted.label_set}/{file.path}",
             rows=file.rows,
+            split=file.split,
         )
         for file in snapshot.files
     )

@@ -16,6 +16,7 @@ from pipelines.jobs import Job, Receipt
 from pipelines.ledger import Ledger
 from pipelines.predictions import write_predictions
 from pipelines.records import Annotations, Category, LabelMap
+from pipelines.revisions import remove_images
 from pipelines.schema import LabelRow
 from pipelines.shards import CorruptShard, ShardRef, read_label_columns
 from pipelines.storage import Store
@@ -118,6 +119,25 @@ def test_planning_reads_no_label_file(uri: str, monkeypatch: pytest.MonkeyPatch)
     assert (made.num_tasks, planned_images(job)) == (2 + 1 + 3 + 1, [3, 2, 1, 3, 3, 2, 3])
     with pytest.raises(AssertionError, match="was read"):
         read_task(label_job, job, 0)
+
+
+def test_of_some_splits_only_shards_that_mix_them_are_read(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counted(ref: ShardRef, columns: list[str]) -> object:
+        read.append(ref.rows)
+        return read_label_columns(ref, columns)
+
+    monkeypatch.setattr(label_tasks, "read_label_columns", counted)
+    # The second shard has image 5 alone, of train; image 0, 3 and so on are of val.
+    assert [shard.split for shard in open_dataset(uri).shards] == [None, "train", None, None]
+    job, _, source, plan = planned(uri, splits=("val",))
+    save_tasks(job, source, plan, {})
+    assert read == [5, 8, 3] and planned_images(job) == [2, 3, 1]
+
+    # Shards rewritten without their images of val are of one split then.
+    version = remove_images(uri, [f"{number}.jpg" for number in range(0, 17, 3)])
+    assert [shard.split for shard in open_dataset(version.reference).shards] == ["train"] * 4
 
 
 def test_a_plan_that_lists_its_images_is_read_as_it_was_meant(uri: str) -> None:
