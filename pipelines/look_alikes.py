@@ -1,6 +1,6 @@
 """Which images of an input show the same picture: by their bytes, or by hashes of their looks.
 
-Made for millions of images: arrays of numbers in memory, about 150 bytes an image at the peak, no names and no pixels.
+Made for millions of images: arrays of numbers in memory, about 180 bytes an image at the peak, no names and no pixels.
 """
 
 from __future__ import annotations

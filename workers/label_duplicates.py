@@ -6,7 +6,7 @@
    together. A copy that was scaled is labelled on its own.
 3. The plan has tasks of labelling, then tasks of copying (``label_copies``); every image is in one of them.
 
-Memory of the driver: about 150 bytes an image while groups are looked for, then 10 bytes an image and the id of each
+Memory of the driver: about 180 bytes an image while groups are looked for, then 10 bytes an image and the id of each
 group's first one; workers hold one task. Groups follow from receipts alone, so that a run that is resumed, or another
 one at the same time, makes the same plan.
 """
