@@ -1,4 +1,5 @@
-"""A detector made fast for prediction: BatchNorms folded, channels_last, bf16 and compilation on request."""
+"""A detector made fast for prediction: BatchNorms folded, channels_last, fewer multiplications on CPUs, bf16 and
+compilation on request."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from detectors.base import Detector
 from detectors.blocks.heads import DenseOutputs
+from detectors.blocks.winograd import use_winograd
 from detectors.folding import FoldingFailed, fold_norms, map_tensors
 
 
@@ -25,7 +27,9 @@ def optimize(
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
     compile: bool = False,
 ) -> Detector:
-    """A copy of a detector that predicts faster; it cannot be trained.
+    """A copy of a detector that predicts faster; it cannot be trained, nor moved to another device.
+
+    On CPUs in float32, wide 3 x 3 convolutions become Winograd's (``blocks.winograd``).
 
     Tolerances against the original, on the same batch, of what each ``Detector.network`` method returns, relative to
     its largest value: 1e-5 in float32, 1e-1 in bfloat16 (whose 8 bits round in each of some 60 layers; 5e-2 in the
@@ -53,6 +57,8 @@ def optimize(
         compile = _compiler_works(device)
     if dtype == "bfloat16":
         fast.to(torch.bfloat16)
+    elif device.type == "cpu":
+        use_winograd(fast)
     for name in fast.network:
         method = getattr(fast, name)
         if compile:
