@@ -10,7 +10,8 @@ crops of blobs in boxes with sides of 60 to 240 px, 150 in the mean, to run leng
 
 All tools take turns, and what is quoted are medians over rounds of the ratios within a round. Before that, results are
 compared: fp32 detections as many, and 98 of 100 in all images with a partner of the same label within 1e-4 of the
-score and 0.1 px (parity proper is proven in tests/parity); masks bit by bit. The exit status is 1 where a bar is missed.
+score and 0.1 px (parity proper is proven in tests/parity); masks bit by bit. The exit
+status is 1 where a bar is missed.
 """
 
 from __future__ import annotations
