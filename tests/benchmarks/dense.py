@@ -7,8 +7,8 @@ are copied in by key map, with the classifier's bias raised until some hundreds 
 tools take turns, and what is quoted are medians over rounds of the ratios within a round. Before that, fp32 detections
 are compared: as many, and 98 of 100 in all images with a partner of the same label within 1e-4 of the score and 0.1 px
 (random weights are worse than trained ones; parity proper is proven in tests/parity). Lines with a bar: RetinaNet-R50
-optimized in fp32, compiled, in bf16 where the processor has it, its post-processing alone, and EfficientDet-D0 beside effdet's
-predict; SSD300 at 300x300 is told besides. The exit status is 1 where a bar is missed.
+optimized in fp32, compiled, in bf16 where the processor has it, its post-processing alone, and EfficientDet-D0 beside
+effdet's predict; SSD300 at 300x300 is told besides. The exit status is 1 where a bar is missed.
 """
 
 from __future__ import annotations
