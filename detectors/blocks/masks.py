@@ -10,6 +10,8 @@ Source: He et al. 2017, 1703.06870, section 3.1; torchvision.models.detection.ro
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from torch.nn import functional as F
 
 THRESHOLD = 0.5
 """A pixel belongs to a mask whose probability there exceeds this."""
+
+_ROUNDING = 5e-7  # more than two sums of the same four products in another order can differ by
 
 
 def mask_rles(
@@ -39,11 +43,12 @@ def mask_rles(
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"the mask threshold is {threshold}; it must be in 0..1 (1 excluded)")
-    rles = []
     # Run lengths are of this side of any device anyway, and crops are small.
-    for x, y, stretched in _stretched(crops.detach().cpu(), boxes.detach().cpu(), size):
-        rles.append(_runs(stretched.numpy() > threshold, x, y, size))
-    return rles
+    crops, boxes = crops.detach().cpu(), boxes.detach().cpu()
+    return [
+        _runs(_columns_above(crop, place, threshold), place.left, place.top, size)
+        for crop, place in _placed(crops, boxes, size)
+    ]
 
 
 def paste_masks(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -52,9 +57,8 @@ def paste_masks(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     Args, Raises: as of ``mask_rles``.
     """
     dense = _zeros(crops, (len(crops), *size))
-    for canvas, (x, y, stretched) in zip(dense, _stretched(crops, boxes, size)):
-        height, width = stretched.shape
-        canvas[y : y + height, x : x + width] = stretched
+    for canvas, (crop, place) in zip(dense, _placed(crops, boxes, size)):
+        canvas[place.top : place.bottom, place.left : place.right] = _stretched(crop, place)
     return dense
 
 
@@ -65,21 +69,107 @@ def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.zeros(shape, dtype=np.float32))
 
 
-def _stretched(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Left, top and (h, w) probabilities of each mask's part that is inside the image; h or w may be 0."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a crop goes: its corner and size, and the edges of what is inside the image, which may be nothing."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def _placed(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, _Place]]:
+    """Each crop (M + 2, M + 2) with its border of zeros, and where it goes."""
     if crops.ndim != 3 or boxes.shape != (len(crops), 4) or min(size) < 1:
         raise ValueError(
             f"masks of shape {tuple(crops.shape)} and boxes of shape {tuple(boxes.shape)} in an image of {size}: need "
             "(N, M, M), (N, 4) and height and width of at least 1"
         )
-    padded = F.pad(crops[:, None], (1, 1, 1, 1))
-    for crop, (x1, y1, x2, y2) in zip(padded, _whole_boxes(boxes, crops.shape[-1]).tolist()):
-        height, width = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
-        stretched = F.interpolate(crop[None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+    for crop, (x1, y1, x2, y2) in zip(F.pad(crops, (1, 1, 1, 1)), _whole_boxes(boxes, crops.shape[-1]).tolist()):
         left, top = min(max(x1, 0), size[1]), min(max(y1, 0), size[0])
-        right, bottom = max(min(x2 + 1, size[1]), left), max(min(y2 + 1, size[0]), top)
-        inside = (left, top, right - left, bottom - top) == (x1, y1, width, height)
-        yield left, top, stretched if inside else stretched[top - y1 : bottom - y1, left - x1 : right - x1]
+        yield (
+            crop,
+            _Place(
+                x=x1,
+                y=y1,
+                width=max(x2 - x1 + 1, 1),
+                height=max(y2 - y1 + 1, 1),
+                left=left,
+                top=top,
+                right=max(min(x2 + 1, size[1]), left),
+                bottom=max(min(y2 + 1, size[0]), top),
+            ),
+        )
+
+
+def _stretched(crop: Tensor, place: _Place) -> Tensor:
+    """(h, w) probabilities of what is inside the image."""
+    whole = F.interpolate(crop[None, None], size=(place.height, place.width), mode="bilinear", align_corners=False)
+    rows, columns = _inside(place)
+    return whole[0, 0, rows, columns]
+
+
+def _columns_above(crop: Tensor, place: _Place, threshold: float) -> NDArray[np.bool_]:
+    """(w, h) which pixels inside the image exceed the threshold, bit for bit as ``_stretched`` has them.
+
+    First down, then across, and columns come out as they are wanted: several times as fast, without threads that would
+    wait for each other. It rounds otherwise: where that could decide, which is one mask in some twenty, the mask is
+    interpolated.
+    """
+    if crop.dtype == torch.float32:
+        rows, columns = _inside(place)
+        high = _between(crop.numpy(), _neighbours(crop.shape[0], place.height), rows)
+        pixels = _between(np.ascontiguousarray(high.T), _neighbours(crop.shape[1], place.width), columns)
+        above: NDArray[np.bool_] = pixels > np.float32(threshold + _ROUNDING)
+        if np.array_equal(above, pixels > np.float32(threshold - _ROUNDING)):
+            return above
+    exact: NDArray[np.bool_] = np.greater(_stretched(crop, place).numpy().T, threshold)
+    return exact
+
+
+def _inside(place: _Place) -> tuple[slice, slice]:
+    """Rows and columns of the stretched crop that are inside the image."""
+    return (
+        slice(place.top - place.y, place.bottom - place.y),
+        slice(place.left - place.x, place.right - place.x),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Neighbours:
+    """Between which two cells each of P pixels lies, (P,) int64, and what each of them gives, (P, 1) float32."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    of_first: NDArray[np.float32]
+    of_second: NDArray[np.float32]
+
+
+@lru_cache(maxsize=1024)
+def _neighbours(cells: int, pixels: int) -> _Neighbours:
+    """As interpolation has them, from itself."""
+    stretched = F.interpolate(torch.eye(cells)[None], size=pixels, mode="linear", align_corners=False)
+    weights = stretched[0].T.contiguous().numpy()
+    first = (weights != 0).argmax(1)
+    second = np.minimum(first + 1, cells - 1)
+    of_first, of_second = (np.take_along_axis(weights, at[:, None], 1) for at in (first, second))
+    of_second[second == first] = 0
+    return _Neighbours(first=first, second=second, of_first=of_first, of_second=of_second)
+
+
+def _between(cells: NDArray[np.float32], at: _Neighbours, some: slice) -> NDArray[np.float32]:
+    """(M, N) cells to (P, N) pixels, only some of the P."""
+    pixels = cells[at.first[some]]
+    pixels *= at.of_first[some]
+    other = cells[at.second[some]]
+    other *= at.of_second[some]
+    pixels += other
+    return pixels
 
 
 def _whole_boxes(boxes: Tensor, cells: int) -> Tensor:
@@ -92,13 +182,13 @@ def _whole_boxes(boxes: Tensor, cells: int) -> Tensor:
     return torch.cat([centre - half, centre + half], 1).to(torch.int64)
 
 
-def _runs(mask: NDArray[np.bool_], x: int, y: int, size: tuple[int, int]) -> NDArray[np.int64]:
-    """Run lengths of an image whose only pixels are those of (h, w) ``mask``, the top left one at ``x``, ``y``."""
-    height, width = mask.shape
+def _runs(columns: NDArray[np.bool_], x: int, y: int, size: tuple[int, int]) -> NDArray[np.int64]:
+    """Run lengths of an image whose only pixels are those of (w, h) ``columns``, the top left one at ``x``, ``y``."""
+    width, height = columns.shape
     total = size[0] * size[1]
     # Columns one after the other, with a 0 between them: what lies between two changes is a run.
     flat = np.zeros(1 + width * (height + 1), dtype=np.bool_)
-    flat[1:].reshape(width, height + 1)[:, :height] = mask.T
+    flat[1:].reshape(width, height + 1)[:, :height] = columns
     column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), height + 1)
     changes = (column + x) * size[0] + row + y
     if height == size[0] and len(changes):
