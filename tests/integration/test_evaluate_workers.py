@@ -38,7 +38,7 @@ def test_the_command_shares_and_refuses(
     assert app.run(["evaluate", *references, "--workers", "3", "--json"]) == console.OK
     assert json.loads(capfd.readouterr().out)["shards_matched"] == SHARDS
     report = str(tmp_path / "report.html")
-    assert app.run(["evaluate", *references, "--workers", "3", "--report", report]) == console.INVALID
+    assert app.run(["evaluate", *references, "--workers", "3", "--report", report]) == console.BAD_INPUT
     assert "Leave workers out" in " ".join(capfd.readouterr().err.split())
     assert not Path(report).exists()
 
