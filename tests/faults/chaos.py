@@ -112,24 +112,29 @@ class FaultLog:
         return "\n".join(lines)
 
 
+@dataclass(kw_only=True, eq=False)
 class Chaos:
     """A labelling run and what is done to it. Waiting fails where the driver ends.
 
-    Args:
+    Attributes:
         nodes: where it runs.
+        proxy: between it and the store.
+        pace: of its model.
+        log: of what is done.
         workers: of its pool.
         command: of the driver.
         output: folder for what drivers print.
     """
 
-    def __init__(
-        self, nodes: RayNodes, proxy: RemoteProxy, pace: Pace, log: FaultLog, *, workers: int, command: Sequence[str],
-        output: Path,
-    ) -> None:  # fmt: skip
-        self.nodes, self.proxy, self.pace, self.log = nodes, proxy, pace, log
-        self._workers, self._command, self._output = workers, list(command), output
-        self._drivers = 0
-        self._driver: subprocess.Popen[bytes] | None = None
+    nodes: RayNodes
+    proxy: RemoteProxy
+    pace: Pace
+    log: FaultLog
+    workers: int
+    command: Sequence[str]
+    output: Path
+    _drivers: int = 0
+    _driver: subprocess.Popen[bytes] | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -145,13 +150,13 @@ class Chaos:
 
     def start_driver(self) -> None:
         self._drivers += 1
-        self._driver = start(self._command, self.nodes, self._output / f"driver-{self._drivers}")
+        self._driver = start(self.command, self.nodes, self.output / f"driver-{self._drivers}")
 
     def finish(self) -> str:
         """Nothing holds the run up any more; what the driver prints."""
         assert self._driver is not None
         self.pace.set(0.0)
-        return finished(self._driver, self._output / f"driver-{self._drivers}")
+        return finished(self._driver, self.output / f"driver-{self._drivers}")
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = 400.0) -> None:
         end = time.monotonic() + seconds
@@ -162,7 +167,7 @@ class Chaos:
             time.sleep(0.2)
 
     def _told(self) -> str:
-        return (self._output / f"driver-{self._drivers}.err").read_text()[-3000:]
+        return (self.output / f"driver-{self._drivers}.err").read_text()[-3000:]
 
     def more_receipts(self, number: int) -> None:
         """Wait for so many more."""
@@ -189,9 +194,9 @@ class Chaos:
 
         def at_work() -> bool:
             pids = [pid for node in self.nodes.nodes for pid in node.workers()]
-            return sum(self.pace.has_begun(pid) for pid in pids) >= self._workers
+            return sum(self.pace.has_begun(pid) for pid in pids) >= self.workers
 
-        self.wait(at_work, f"{self._workers} workers label")
+        self.wait(at_work, f"{self.workers} workers label")
         self.pace.set(STEADY)
 
     def kill_worker(self, what: str) -> None:
@@ -238,7 +243,7 @@ class Chaos:
         assert is_alive(pid), f"zombie {pid} was killed by somebody else"
         when = time.time()
         os.kill(pid, signal.SIGCONT)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not (refused := self.log.refused_receipts(when)):
             assert time.monotonic() < end, "the zombie brought no receipt"
             time.sleep(0.2)

@@ -108,10 +108,10 @@ def test_a_run_upon_which_everything_falls(field: Field) -> None:
     began = time.time()
     log = FaultLog(field.proxy, "chaos/scenes")
     chaos = Chaos(
-        field.nodes,
-        field.proxy,
-        field.pace,
-        log,
+        nodes=field.nodes,
+        proxy=field.proxy,
+        pace=field.pace,
+        log=log,
         workers=WORKERS,
         command=field.command("chaos"),
         output=field.output,
