@@ -9,7 +9,6 @@ Source: He et al. 2017, 1703.06870, section 3.1; torchvision.models.detection.ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 THRESHOLD = 0.5
 """A pixel belongs to a mask whose probability there exceeds this."""
 
+_BORDER = ((0, 0), (1, 1), (1, 1))
 _ROUNDING = 5e-7  # more than two sums of the same four products in another order can differ by
 
 
@@ -43,11 +43,13 @@ def mask_rles(
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"the mask threshold is {threshold}; it must be in 0..1 (1 excluded)")
-    # Run lengths are of this side of any device anyway, and crops are small.
+    # Run lengths are of this side of any device anyway, and crops are small: starting threads takes longer than they.
     crops, boxes = crops.detach().cpu(), boxes.detach().cpu()
+    places = _places(crops, boxes, size)
+    padded = torch.from_numpy(np.pad(crops.numpy(), _BORDER)) if crops.dtype == torch.float32 else _padded(crops)
     return [
         _runs(_columns_above(crop, place, threshold), place.left, place.top, size)
-        for crop, place in _placed(crops, boxes, size)
+        for crop, place in zip(padded, places)
     ]
 
 
@@ -57,7 +59,7 @@ def paste_masks(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     Args, Raises: as of ``mask_rles``.
     """
     dense = _zeros(crops, (len(crops), *size))
-    for canvas, (crop, place) in zip(dense, _placed(crops, boxes, size)):
+    for canvas, crop, place in zip(dense, _padded(crops), _places(crops, boxes, size)):
         canvas[place.top : place.bottom, place.left : place.right] = _stretched(crop, place)
     return dense
 
@@ -83,28 +85,25 @@ class _Place:
     bottom: int
 
 
-def _placed(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, _Place]]:
-    """Each crop (M + 2, M + 2) with its border of zeros, and where it goes."""
+def _padded(crops: Tensor) -> Tensor:
+    """(N, M + 2, M + 2) with a border of zeros."""
+    return F.pad(crops, (1, 1, 1, 1))
+
+
+def _places(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[_Place]:
+    """Where each crop with its border goes."""
     if crops.ndim != 3 or boxes.shape != (len(crops), 4) or min(size) < 1:
         raise ValueError(
             f"masks of shape {tuple(crops.shape)} and boxes of shape {tuple(boxes.shape)} in an image of {size}: need "
             "(N, M, M), (N, 4) and height and width of at least 1"
         )
-    for crop, (x1, y1, x2, y2) in zip(F.pad(crops, (1, 1, 1, 1)), _whole_boxes(boxes, crops.shape[-1]).tolist()):
+    places = []
+    for x1, y1, x2, y2 in _whole_boxes(boxes, crops.shape[-1]).tolist():
         left, top = min(max(x1, 0), size[1]), min(max(y1, 0), size[0])
-        yield (
-            crop,
-            _Place(
-                x=x1,
-                y=y1,
-                width=max(x2 - x1 + 1, 1),
-                height=max(y2 - y1 + 1, 1),
-                left=left,
-                top=top,
-                right=max(min(x2 + 1, size[1]), left),
-                bottom=max(min(y2 + 1, size[0]), top),
-            ),
-        )
+        right, bottom = max(min(x2 + 1, size[1]), left), max(min(y2 + 1, size[0]), top)
+        width, height = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+        places.append(_Place(x=x1, y=y1, width=width, height=height, left=left, top=top, right=right, bottom=bottom))
+    return places
 
 
 def _stretched(crop: Tensor, place: _Place) -> Tensor:
