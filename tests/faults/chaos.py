@@ -20,7 +20,7 @@ from tests.faults.ray_nodes import Node, RayNodes, is_alive
 from tests.faults.remote import RemoteProxy
 from tests.faults.rules import Entry, Rule
 
-SLOW, STEADY = 4.0, 1.0
+HELD_UP, STEADY = 60.0, 1.0
 """Seconds a batch, while something restarts and otherwise: the run must not end before its faults have fallen."""
 _RECEIPT = re.compile(r"/done/(\d+)\.json$")
 
@@ -190,7 +190,7 @@ class Chaos:
 
     def all_at_work(self) -> None:
         """Wait until each worker of the pool has begun to label; the run is held up as long."""
-        self.pace.set(SLOW)
+        self.pace.set(HELD_UP)
 
         def at_work() -> bool:
             pids = [pid for node in self.nodes.nodes for pid in node.workers()]
@@ -233,8 +233,8 @@ class Chaos:
             os.kill(pid, signal.SIGSTOP)
         self.log.note(what, f"SIGKILL, {killed} processes of {node.name}")
         for pid in spared:
-            self.log.note(f"worker of the {what} stopped: zombie {spared.index(pid) + 1}", f"SIGSTOP, process {pid}")
-        self.pace.set(SLOW)
+            self.log.note(f"zombie {spared.index(pid) + 1} stopped", f"SIGSTOP, process {pid} of that node")
+        self.pace.set(HELD_UP)
         self.nodes.start(cpus=2)
         return spared
 
@@ -269,7 +269,7 @@ def start(command: Sequence[str], nodes: RayNodes, output: Path) -> subprocess.P
         )
 
 
-def finished(driver: subprocess.Popen[bytes], output: Path, seconds: float = 300.0) -> str:
+def finished(driver: subprocess.Popen[bytes], output: Path, seconds: float = 600.0) -> str:
     """What a driver prints that ends well."""
     assert driver.wait(timeout=seconds) == 0, output.with_suffix(".err").read_text()[-3000:]
     return output.with_suffix(".out").read_text()

@@ -23,12 +23,12 @@ NAME = f"{__name__}:make"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The folder that the model and the test share: how long a batch takes, and who is at one."""
+    """The folder that the model and the test share: how long a batch takes, and who has begun one."""
 
     folder: Path
 
     def set(self, seconds: float) -> None:
-        """Each batch that begins from now on takes so much longer."""
+        """Each batch takes so much longer, those that have begun too."""
         self.folder.mkdir(exist_ok=True)
         temporary = self.folder / "seconds.new"
         temporary.write_text(str(seconds))
@@ -37,7 +37,9 @@ class Pace:
     def wait(self) -> None:
         """In a worker: it is at a batch now."""
         (self.folder / str(os.getpid())).touch()
-        time.sleep(float((self.folder / "seconds").read_text()))
+        began = time.time()
+        while time.time() - began < float((self.folder / "seconds").read_text()):
+            time.sleep(0.05)
 
     def has_begun(self, pid: int, *, within: float = float("inf")) -> bool:
         """Whether a worker has begun a batch, in the last seconds."""

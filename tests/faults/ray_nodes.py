@@ -18,8 +18,11 @@ from tests.conftest import free_port
 
 _RAY = Path(sys.executable).parent / "ray"
 _LABELLING = "MapWorker(Map(LabelShard))"  # Ray writes the class into a worker's title
+_STARTS = 4
 _SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
+    # A machine that is busy with other things is no error.
+    "RAY_worker_register_timeout_seconds": "300",
     # A dead node is noticed after seconds, not after most of a minute; one that answers slowly is not dead.
     "RAY_health_check_initial_delay_ms": "5000",
     "RAY_health_check_period_ms": "1000",
@@ -59,6 +62,7 @@ class RayNodes:
         self.environment = {**clean, **environment, **_SETTINGS}
         self.address = f"127.0.0.1:{free_port()}"
         self._nodes: list[Node] = []
+        self._begun = 0
         self._left: set[int] = set()
 
     @property
@@ -68,18 +72,30 @@ class RayNodes:
 
     def start(self, *, cpus: int) -> Node:
         """The head, or one more node; returns when it has joined."""
-        number = len(list(self.folder.glob("*.log")))
+        for attempt in range(_STARTS):
+            node = self._begin(cpus)
+            while node.process.poll() is None:
+                if b"Ray runtime started" in self._log(node).read_bytes():
+                    return node
+                time.sleep(0.1)
+            # Ray gives a node 30 seconds to join, which may be too few on a machine that is busy with other things.
+            assert attempt < _STARTS - 1, self._log(node).read_text()[-3000:]
+            self._nodes.remove(node)
+        raise AssertionError("unreachable")
+
+    def _begin(self, cpus: int) -> Node:
+        self._begun += 1
         command = [os.fspath(_RAY), "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}"]
         command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
         # An address of its own: a driver joins the node that has its own, and must not join one that will be killed.
-        command += [f"--node-ip-address=127.0.0.{number + 1}", "--min-worker-port=0", "--max-worker-port=0"]
-        if number == 0:
+        command += [f"--node-ip-address=127.0.0.{self._begun}", "--min-worker-port=0", "--max-worker-port=0"]
+        if not self._nodes:
             command += ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
             command += [f"--temp-dir={self.folder}/ray"]
         else:
             command += [f"--address={self.address}"]
-        log = self.folder / f"{number}.log"
-        with log.open("wb") as output:
+        name = f"node-{self._begun}" if self._nodes else "head"
+        with (self.folder / f"{name}.log").open("wb") as output:
             process = subprocess.Popen(
                 command,
                 env=self.environment,
@@ -88,13 +104,12 @@ class RayNodes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        node = Node(f"node {number}" if number else "head", process)
+        node = Node(name, process)
         self._nodes.append(node)
-        end = time.monotonic() + 120
-        while b"Ray runtime started" not in log.read_bytes():
-            assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-            time.sleep(0.1)
         return node
+
+    def _log(self, node: Node) -> Path:
+        return self.folder / f"{node.name}.log"
 
     def kill(self, node: Node, *, but: Collection[int] = ()) -> int:
         """All processes of a node at once, as when its plug is pulled; how many.
