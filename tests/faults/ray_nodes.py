@@ -88,7 +88,8 @@ class RayNodes:
         command = [os.fspath(_RAY), "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}"]
         command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
         # An address of its own: a driver joins the node that has its own, and must not join one that will be killed.
-        command += [f"--node-ip-address=127.0.0.{self._begun}", "--min-worker-port=0", "--max-worker-port=0"]
+        address = f"127.0.0.{self._begun if self._nodes else 1}"
+        command += [f"--node-ip-address={address}", "--min-worker-port=0", "--max-worker-port=0"]
         if not self._nodes:
             command += ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
             command += [f"--temp-dir={self.folder}/ray"]
