@@ -18,10 +18,11 @@ from pipelines.predictions import write_predictions
 from pipelines.records import Annotations, Category, LabelMap
 from pipelines.revisions import remove_images
 from pipelines.schema import LabelRow
-from pipelines.shards import CorruptShard, ShardRef, read_label_columns
+from pipelines.shards import CorruptShard, ShardRef, read_label_columns, read_label_file
 from pipelines.storage import Store
 from pipelines.versions import open_dataset
 from workers import label_receipts, label_tasks
+from workers.label_attempts import FailedTask, give_up
 from workers.label_config import LabelConfig
 from workers.label_job import LabelJob
 from workers.label_listing import LabelInput, open_input
@@ -167,6 +168,18 @@ def test_a_label_file_that_was_changed_since_is_named(uri: str) -> None:
         read_task(label_job, job, 0)
     with pytest.raises(CorruptShard, match=r"lacks rows of task 2: planned were 1 from 0, there are 0"):
         read_task(replace(label_job, splits=("nowhere",)), job, 2)
+
+
+def test_a_task_that_is_given_up_names_the_images_of_its_label_file(uri: str) -> None:
+    job, label_job, source, plan = planned(uri)
+    save_tasks(job, source, plan, {})
+    give_up(label_job, job, FailedTask(task=1, attempts=5, error_class="WorkerDied", error="gone"))
+    images = read_task(label_job, job, 1)["image_id"].to_pylist()
+    assert [letter["images"] for letter in job.dead_letters()] == [images] and len(images) == 2
+    (receipt,) = job.receipts()
+    assert (receipt.task_id, receipt.files[0].rows, receipt.extra["failed"], receipt.extra["dead"]) == (1, 2, 2, True)
+    written = read_label_file(uri, receipt.files[0].path)
+    assert written["image_id"].to_pylist() == images and set(written["status"].to_pylist()) == {"failed"}
 
 
 def test_receipts_are_bundled_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
