@@ -90,9 +90,11 @@ class RayNodes:
         # An address of its own: a driver joins the node that has its own, and must not join one that will be killed.
         address = f"127.0.0.{self._begun if self._nodes else 1}"
         command += [f"--node-ip-address={address}", "--min-worker-port=0", "--max-worker-port=0"]
+        command += ["--include-log-monitor=false"]
         if not self._nodes:
             command += ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
-            command += [f"--temp-dir={self.folder}/ray"]
+            # What nobody asks for: it only makes the start longer.
+            command += ["--no-monitor", "--ray-client-server-port=0", f"--temp-dir={self.folder}/ray"]
         else:
             command += [f"--address={self.address}"]
         name = f"node-{self._begun}" if self._nodes else "head"
