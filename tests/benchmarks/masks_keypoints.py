@@ -69,14 +69,14 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "masks-drawn": Recipe(
         detector="mask_rcnn_lite0_fpn",
-        epochs=8,
+        epochs=5,
         bars={"segm": 0.70},
         most_minutes=12.0,
         augment=AugmentConfig(scale=(0.8, 1.3)),
     ),
     "keypoints-drawn": Recipe(
         detector="keypoint_rcnn_lite0_fpn",
-        epochs=8,
+        epochs=5,
         bars={"keypoints": 0.60},
         most_minutes=12.0,
         augment=AugmentConfig(scale=(0.8, 1.3)),
