@@ -93,8 +93,8 @@ class RayNodes:
         command += ["--include-log-monitor=false"]
         if not self._nodes:
             command += ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
-            # What nobody asks for: it only makes the start longer.
-            command += ["--no-monitor", "--ray-client-server-port=0", f"--temp-dir={self.folder}/ray"]
+            # Nobody asks for a monitor, and the usual port of the client server may be another cluster's.
+            command += ["--no-monitor", f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder}/ray"]
         else:
             command += [f"--address={self.address}"]
         name = f"node-{self._begun}" if self._nodes else "head"
