@@ -246,7 +246,7 @@ class Store:
         raise AssertionError("unreachable")
 
     def exists(self, path: str = "") -> bool:
-        return bool(self.fs.exists(self._full(path)))
+        return bool(retrying(lambda: self.fs.exists(self._full(path)), redact(self.join(path))))
 
     def list_files(self, path: str = "") -> list[FileStat]:
         """All files below ``path``, sorted by path; empty where there is no such folder."""
@@ -265,7 +265,7 @@ class Store:
     def _find(self, full: str) -> Iterable[tuple[str, dict[str, Any]]]:
         if self.is_local:
             return find_local(self.fs, full)  # one by one: a million entries at a time would take a gigabyte
-        found: dict[str, dict[str, Any]] = self.fs.find(full, detail=True)
+        found: dict[str, dict[str, Any]] = retrying(lambda: self.fs.find(full, detail=True), redact(full))
         return found.items()
 
     def stat(self, path: str = "") -> FileStat:
@@ -276,7 +276,7 @@ class Store:
     def children(self, path: str = "") -> list[str]:
         """Names of files and folders directly below ``path``."""
         try:
-            names = self.fs.ls(self._full(path), detail=False)
+            names = retrying(lambda: self.fs.ls(self._full(path), detail=False), redact(self.join(path)))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in names)

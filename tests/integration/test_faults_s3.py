@@ -170,3 +170,21 @@ def test_flipped_bits_are_found_and_named(proxy: RemoteProxy, new_uri: str, sour
     proxy.clear()
     assert Store.open(new_uri).exists(first.label_path)
     assert sum(1 for _ in open_dataset(new_uri).records()) == 10
+
+
+@pytest.mark.parametrize("method, path", [("HEAD", "burst"), ("GET", "list-type=2")])
+def test_a_burst_that_outlasts_the_clients_own_retries(
+    proxy: RemoteProxy, new_uri: str, method: str, path: str
+) -> None:
+    store = Store.open(new_uri)
+    store.write_bytes("burst/a", b"here")
+    # The client gives up after five; a look at what is there goes on as a read does.
+    proxy.set_rules([Rule(fault="error_503", method=method, path=path, count=7)])
+    store.fs.invalidate_cache()
+    if method == "HEAD":
+        assert store.exists("burst/a")
+    else:
+        assert [stat.path for stat in store.list_files("burst")] == ["burst/a"]
+        store.fs.invalidate_cache()
+        assert store.children("burst") == ["a"]
+    assert len(proxy.faults()) == 7
