@@ -212,7 +212,7 @@ def test_a_job_folder_tells_the_plan(undisturbed):
     dataset = undisturbed.reference.split("@")[0]
     version = open_dataset(undisturbed.reference)
     job = Job(dataset, version.metadata["plan_id"])
-    assert job.missing() == [] and sum(job.task_rows()) == IMAGES
+    assert job.missing() == [] and sum(job.read_column("count")) == IMAGES
     provenance = version.metadata["provenance"]
     assert provenance["model"]["digest"].startswith(undisturbed.reference.split("pred-")[1][:8])
     assert provenance["settings"]["score_threshold"] == THRESHOLD
