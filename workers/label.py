@@ -81,7 +81,7 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
         made = _commit(source, plan, model, sums, seconds=time.perf_counter() - started)
     else:
         # The version says all that is needed: nobody has to keep the plan of a finished run.
-        tasks = job.plan().num_tasks if job.has_plan() else 0
+        tasks = resumed = job.plan().num_tasks if job.has_plan() else 0
         if progress is not None:
             progress("label", source.num_images, source.num_images)
     account = read_account(plan.root, plan.plan_id)
@@ -95,7 +95,7 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
         seconds=time.perf_counter() - started,
         found=made.found,
         tasks=tasks,
-        resumed=tasks if made.found else resumed,
+        resumed=resumed,
         account_uri=account_uri(plan.root, plan.plan_id) if account is not None else None,
         account=account,
     )
