@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from pipelines.metrics.coco import CocoMetrics, evaluate_columns, metrics_of
 from pipelines.metrics.coco import evaluate as evaluate_coco
 from pipelines.metrics.counting import counts_of
 from pipelines.metrics.grouping import SIZE, image_groups
-from pipelines.metrics.incremental import Count, evaluate_incrementally
+from pipelines.metrics.incremental import evaluate_incrementally
 from pipelines.metrics.lvis import LvisMetrics
 from pipelines.metrics.match_files import write_matches
 from pipelines.metrics.matches import MatchTable, match_images
@@ -158,19 +159,7 @@ def evaluate(
     wanted = bool(by) or any(u is not None for u in (report_uri, metrics_uri, markdown_uri, matches_uri, compare_ref))
     settings = with_sigmas(coco_settings(iou_type), oks_sigmas)
     if protocol == "coco" and not wanted:
-        count = None
-        if workers > 1:
-            from workers.evaluate_shards import CountOnRay
-
-            count = CountOnRay(
-                dataset=dataset,
-                predictions=predictions,
-                splits=splits,
-                settings=settings,
-                workers=workers,
-                ray_address=ray_address,
-            )
-        return _numbers(dataset, predictions, splits, settings, cache_uri, count, workers, tell)
+        return _numbers(dataset, predictions, splits, settings, cache_uri, workers, ray_address, tell)
     if workers > 1:
         raise ValueError(
             f"workers={workers}: only COCO's numbers are counted by several; the report, files, parts, comparisons and "
@@ -248,15 +237,27 @@ def _numbers(
     splits: Collection[str] | None,
     settings: MatchSettings,
     cache_uri: str | None,
-    count: Count | None,
-    threads: int,
+    workers: int,
+    ray_address: str | None,
     tell: Progress,
 ) -> EvaluationResult:
     """COCO's numbers alone, from columns, or shard by shard where a cache knows them or others count them."""
     others = unpaired(dataset, predictions, splits)
     tell("evaluate", 1, 2)
     matched = known = None
-    if cache_uri is not None or count is not None:
+    if cache_uri is not None or workers > 1:
+        count = None
+        if workers > 1:
+            from workers.evaluate_shards import CountOnRay
+
+            count = CountOnRay(
+                dataset=dataset,
+                predictions=predictions,
+                splits=splits,
+                settings=settings,
+                workers=workers,
+                ray_address=ray_address,
+            )
         done = evaluate_incrementally(
             dataset,
             predictions,
@@ -265,7 +266,7 @@ def _numbers(
             cache_uri=cache_uri,
             cached=cache_uri is not None,
             count=count,
-            threads=threads,
+            threads=min(workers, os.cpu_count() or 1),
         )
         metrics, matched, known = done.metrics, done.matched, done.known
     else:

@@ -10,6 +10,7 @@ from pipelines.metrics.settings import MatchSettings
 from pipelines.predictions import PredictionSet
 from pipelines.versions import Dataset
 from workers.cluster import ray_session
+from workers.task_window import as_done
 
 _RETRIES = 3
 
@@ -46,19 +47,10 @@ class CountOnRay:
             # Opened once here, and sent once to each node.
             shared = [ray.put(value) for value in (self.dataset, self.predictions, self.splits, self.settings)]
             task = ray.remote(num_cpus=1, max_retries=_RETRIES, retry_exceptions=[OSError])(count_unit)
-            waiting = iter(enumerate(units))
-            running = {}
-            while True:
-                for place, unit in waiting:
-                    running[task.remote(unit, *shared)] = place
-                    if len(running) == self.workers:
-                        break
-                if not running:
-                    return
-                done, _ = ray.wait(list(running), num_returns=1)
-                try:
-                    counts = ray.get(done[0])
-                except RayTaskError as error:
-                    # What the task says, not where Ray ran it.
-                    raise error.cause from None
-                yield running.pop(done[0]), counts
+            finished = as_done(lambda item: task.remote(item[1], *shared), enumerate(units), at_once=self.workers)
+            try:
+                for (place, _), counts in finished:
+                    yield place, counts
+            except RayTaskError as error:
+                # What the task says, not where Ray ran it.
+                raise (error.cause or error) from None

@@ -23,6 +23,7 @@ from pipelines.references import check_label_set_name
 from pipelines.sources import Source
 from pipelines.storage import Store, absolute
 from workers.memory import keep_freed_memory
+from workers.task_window import as_done
 
 Progress = Callable[..., None]
 # Starting Ray costs seconds: a few tasks are done sooner in this process.
@@ -135,17 +136,10 @@ def _run_on_ray(
 
     with ray_session(address=address, num_cpus=num_cpus):
         task = ray.remote(max_retries=_RETRIES, retry_exceptions=[OSError])(_remote_task)
-        # A window of running tasks, so that a plan of a million tasks does not fill the scheduler.
-        window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-        waiting = iter(pending)
-        running = [task.remote(job, task_id) for _, task_id in zip(range(window), waiting, strict=False)]
-        done = total - len(pending)
-        while running:
-            finished, running = ray.wait(running, num_returns=1)
-            ray.get(finished)
-            done += len(finished)
+        at_once = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        finished = as_done(lambda task_id: task.remote(job, task_id), pending, at_once=at_once)
+        for done, _ in enumerate(finished, start=total - len(pending) + 1):
             report("import", done, total)
-            running += [task.remote(job, task_id) for _, task_id in zip(finished, waiting, strict=False)]
 
 
 def _remote_task(job: Job, task_id: int) -> int:

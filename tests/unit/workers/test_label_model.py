@@ -16,6 +16,7 @@ from detectors.test_time import Views
 from detectors.tiling import Tiling, predict_tiled
 from pipelines.records import Category, LabelMap
 from tests.integration.labelling import THRESHOLD, make_model
+from tests.label_jobs import job_with
 from workers.label_inputs import DecodedImage
 from workers.label_job import LabelJob
 from workers.label_model import LabelModel, load_for_labelling
@@ -27,26 +28,11 @@ CLASSES = LabelMap(categories=(Category(category_id=1, name="a"), Category(categ
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> LabelJob:
     uri = make_model(tmp_path_factory.mktemp("model") / "model", CLASSES)
-    return LabelJob(
-        root="",
-        label_set="",
-        plan_id="",
-        input_kind="archive",
-        input_uri="",
-        splits=None,
+    return job_with(
         model_uri=uri,
         model_digest=detectors.load(Path(uri)).digest,
         categories=tuple(CLASSES.to_json()),
         thresholds=(THRESHOLD, THRESHOLD),
-        max_detections=50,
-        image_size=96,
-        batch_size=2,
-        precision="float32",
-        tiling=None,
-        views=None,
-        threads=1,
-        device="cpu",
-        max_attempts=1,
     )
 
 

@@ -21,6 +21,7 @@ from pipelines.schema import LabelRow
 from pipelines.shards import CorruptShard, ShardRef, read_label_columns, read_label_file
 from pipelines.storage import Store
 from pipelines.versions import open_dataset
+from tests.label_jobs import job_with
 from workers import label_receipts, label_tasks
 from workers.label_attempts import FailedTask, give_up
 from workers.label_config import LabelConfig
@@ -68,7 +69,7 @@ def planned(uri: str, **settings: object) -> tuple[Job, LabelJob, LabelInput, La
     source = open_input(config)
     plan = make_plan(config, source, MODEL)
     splits = plan.settings["splits"]
-    label_job = LabelJob(
+    label_job = job_with(
         root=uri,
         label_set="pred",
         plan_id=plan.plan_id,
@@ -79,15 +80,6 @@ def planned(uri: str, **settings: object) -> tuple[Job, LabelJob, LabelInput, La
         model_digest="a" * 64,
         categories=MODEL.categories,
         thresholds=(0.5,),
-        max_detections=1,
-        image_size=320,
-        batch_size=1,
-        precision="float32",
-        tiling=None,
-        views=None,
-        threads=1,
-        device="cpu",
-        max_attempts=1,
     )
     return Job(plan.root, plan.plan_id), label_job, source, plan
 
