@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors.blocks.masks import THRESHOLD, mask_rles, paste_masks
+from detectors.blocks.masks import THRESHOLD, mask_rles
+from detectors.blocks.pasting import paste_masks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -84,17 +85,22 @@ def test_the_undisturbed_run_finds_something_in_every_image(undisturbed):
 
 def test_a_killed_worker_is_replaced(scenes, model, undisturbed, tmp_path):
     dataset = copied(scenes, tmp_path)
-    killed: list[tuple[int, float, int]] = []
+    killed: list[tuple[float, int]] = []
 
-    def kill_once(stage: str, done: int, total: int, **numbers: float) -> None:
-        if done >= 10 and not killed:
-            pid = _labelling_workers()[0]
-            killed.append((pid, time.time(), len(receipts(dataset))))
-            os.kill(pid, signal.SIGKILL)
+    # Receipts and not the progress that is told say when: that comes late where the whole run takes a moment.
+    def kill_once() -> None:
+        while (done := len(receipts(dataset))) < 4:
+            time.sleep(0.01)
+        when = time.time()
+        os.kill(_labelling_workers()[0], signal.SIGKILL)
+        killed.append((when, done))
 
-    made = label(config_for(dataset, model), kill_once)
-    (_, when, done), times = killed[0], receipts(dataset).values()
-    assert 0 < done < TASKS and min(times) < when < max(times)
+    killer = threading.Thread(target=kill_once, daemon=True)
+    killer.start()
+    made = label(config_for(dataset, model))
+    killer.join(timeout=10)
+    (when, done), times = killed[0], receipts(dataset).values()
+    assert not killer.is_alive() and 0 < done < TASKS and min(times) < when < max(times)
     assert not made.found
     assert_equal_to_undisturbed(made, undisturbed, dataset)
 

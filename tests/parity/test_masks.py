@@ -9,7 +9,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from detectors.blocks.masks import mask_rles, paste_masks
+from detectors.blocks.masks import mask_rles
+from detectors.blocks.pasting import paste_masks
 from detectors.structures import Prediction
 
 SIZES = [(97, 131), (64, 40), (33, 200)]
@@ -57,6 +58,32 @@ def test_other_thresholds(threshold: float) -> None:
     crops, boxes = random_masks(size, 60, seed=1)
     expected = paste_masks_in_image(crops[:, None], boxes, size)[:, 0] > threshold
     for counts, mask in zip(mask_rles(crops, boxes, size, threshold), expected):
+        runs = np.repeat(np.arange(len(counts)) % 2, counts)
+        assert np.array_equal(runs.reshape(size[::-1]).T, mask.numpy())
+
+
+@pytest.mark.parametrize("cells", [3, 7, 28])
+def test_boxes_with_fewer_pixels_than_cells_and_values_at_the_threshold(cells: int) -> None:
+    size, generator = (40, 30), torch.Generator().manual_seed(cells)
+    crops = torch.rand(200, cells, cells, generator=generator)
+    crops[::2] = crops[::2].round(decimals=1)  # many are the threshold itself
+    crops[::3] = (crops[::3] > 0.5).float()
+    corners = torch.rand(200, 2, generator=generator) * 20
+    boxes = torch.cat([corners, corners + 20 * torch.rand(200, 2, generator=generator) ** 3], 1)
+    expected = paste_masks_in_image(crops[:, None], boxes, size)[:, 0] > 0.5
+    assert expected.any(2).any(1).sum() > 100
+    for counts, mask in zip(mask_rles(crops, boxes, size), expected, strict=True):
+        runs = np.repeat(np.arange(len(counts)) % 2, counts)
+        assert np.array_equal(runs.reshape(size[::-1]).T, mask.numpy()) and (counts[1:] > 0).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_no_numbers_are_those_of_the_pasted_mask(value: float) -> None:
+    size = SIZES[0]
+    crops, boxes = random_masks(size, 20, seed=4)
+    crops[::2, 5, 9] = value
+    dense = paste_masks(crops, boxes, size) > 0.5
+    for counts, mask in zip(mask_rles(crops, boxes, size), dense, strict=True):
         runs = np.repeat(np.arange(len(counts)) % 2, counts)
         assert np.array_equal(runs.reshape(size[::-1]).T, mask.numpy())
 
