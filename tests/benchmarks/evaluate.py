@@ -172,7 +172,7 @@ def main() -> int:
             found["masks_hotcoco_cpu"] = ratio(lambda r: r["boxmill"]["cpu"] / r["hotcoco"]["cpu"])
         shutil.rmtree(work / iou_type)
     many = make_detected(work / "many", arguments.images * arguments.times, masks=False, documents=False)
-    found["two_workers"], one, two = scaling(many, min(arguments.rounds, 3))
+    found["two_workers"], one, two = scaling(many, arguments.rounds)
     body += f"\n{many.num_detections} detections by one process: {one:.2f} s, by two: {two:.2f} s."
     bars = {
         "pycocotools_cpu": (1, LEAST_OF_PYCOCOTOOLS),
