@@ -200,12 +200,8 @@ def select_boxes(
     # p > t needs p / (p + background) > t, a difference of two logits: most regions are out before any exponential.
     threshold = selection.score_threshold
     least = math.log(threshold / (1 - threshold)) - 1e-3 if threshold > 0 else -math.inf
-    lead = logits[:, 1:].amax(1) - logits[:, 0]
-    region = (lead >= least).nonzero().squeeze(1)
-    scores = (logits[region] if len(region) < len(logits) else logits).float().softmax(1)
-    # Of what is left, regions whose best class does not pass; where its score is no number, the class decides.
-    passing = (~(scores[:, 0] * lead[region].float().exp() <= threshold * (1 - 1e-4))).nonzero().squeeze(1)
-    scores, region = scores[passing], region[passing]
+    region = (logits[:, 1:].amax(1) - logits[:, 0] >= least).nonzero().squeeze(1)
+    scores = logits[region].float().softmax(1)
     scores[:, 0] = -1  # background is no detection
     flat = scores.flatten()
     at = (flat > threshold).nonzero().squeeze(1)
