@@ -22,7 +22,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/boxmill demo $(ARGS)
 
 # Two at a time, apart from those that start Ray clusters: these take the machine for themselves.
-DEFAULT_TESTS := not slow and not s3real and not gpu
+DEFAULT_TESTS := not slow and not long and not s3real and not gpu
 test: $(VENV)/dev.stamp
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)

@@ -30,6 +30,7 @@ def config_for(folder: Path, widths: dict[str, int], **changes) -> LabelConfig:
     return LabelConfig(input=str(images), out=str(folder / "out"), **made, **settings | changes)
 
 
+@pytest.mark.long
 def test_a_poisonous_task_is_given_up_and_the_others_go_on(tmp_path, ray_cluster):
     # In this order: who kills its worker takes none of the other bad ones along.
     widths = {"a-raises": RAISES, "b-sulks": SULKS} | {f"good{i}": 24 + i for i in range(6)} | {"kills": KILLS}

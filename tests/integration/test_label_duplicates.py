@@ -119,6 +119,7 @@ def test_of_a_folder_copies_carry_what_was_found_in_the_first(folder, model, tmp
     assert places["c/turned-4.jpg"].box_frame == "stored" and places["b/poor-2.png"].box_frame is None
 
 
+@pytest.mark.long
 def test_what_is_missing_is_made_again_as_it_was(folder, model, tmp_path, ray_cluster):
     settings = config(folder, tmp_path, model)
     made = label(settings)
@@ -142,6 +143,7 @@ def test_what_is_missing_is_made_again_as_it_was(folder, model, tmp_path, ray_cl
         assert resumed.resumed == resumed.tasks - len(receipts)
 
 
+@pytest.mark.long
 def test_another_model_takes_the_same_looks(folder, model, tmp_path, ray_cluster):
     other = make_model(tmp_path / "other", SOURCE.label_map, seed=1)
     label(config(folder, tmp_path / "out", model))
@@ -153,6 +155,7 @@ def test_another_model_takes_the_same_looks(folder, model, tmp_path, ray_cluster
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/_jobs/*/looks/*.parquet")} == looks
 
 
+@pytest.mark.long
 def test_a_dataset_takes_the_hashes_that_its_shards_keep(folder, model, tmp_path, ray_cluster):
     uri = str(tmp_path / "d")
     good = {name: content for name, content in FILES.items() if not name.startswith("d/broken")}
@@ -183,6 +186,7 @@ def as_coco(files: dict[str, bytes], label_map: LabelMap) -> dict[str, Any]:
     return {"images": images, "annotations": [one], "categories": categories}
 
 
+@pytest.mark.long
 def test_where_the_first_fails_the_copies_fail_and_are_tried_again_by_themselves(folder, model, tmp_path, ray_cluster):
     root = tmp_path / "in"
     shutil.copytree(folder, root)

@@ -49,6 +49,7 @@ def served(folder: Path) -> Iterator[str]:
             thread.join()
 
 
+@pytest.mark.long
 def test_tars_of_samples(tmp_path, ray_cluster):
     images = {f"{i:03d}.jpg": encoded(24 + i, 16, seed=i) for i in range(4)}
     images["003.jpg"] = images["003.jpg"][:-30]
@@ -74,6 +75,7 @@ def test_tars_of_samples(tmp_path, ray_cluster):
     assert label(config).reference != made.reference, "other tars are another plan"
 
 
+@pytest.mark.long
 def test_a_list_of_urls(tmp_path, ray_cluster):
     folder = tmp_path / "served"
     folder.mkdir()

@@ -147,6 +147,7 @@ def test_two_runs_at_once_make_one_version(scenes, model, undisturbed, tmp_path)
     assert_equal_to_undisturbed(ours, undisturbed, dataset)
 
 
+@pytest.mark.long
 def test_again_finds_the_version_and_another_model_is_another_plan(scenes, model, tmp_path, ray_cluster):
     dataset = copied(scenes, tmp_path)
     config = config_for(dataset, model, splits=("val",), task_images=8)
@@ -172,6 +173,7 @@ def test_other_settings_under_the_same_name_are_refused_before_any_work(scenes, 
         label(config_for(Path(dataset), model, score_threshold=0.5))
 
 
+@pytest.mark.long
 def test_a_changed_batch_size_finds_the_same_objects(scenes, model, undisturbed, tmp_path, ray_cluster):
     """Batches have no padding that depends on their neighbours: only rounding may differ."""
     dataset = copied(scenes, tmp_path)

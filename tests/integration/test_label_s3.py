@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.long
 def test_a_dataset_and_a_tar_in_a_bucket(s3_server: S3Server, tmp_path: Path) -> None:
     dataset = open_dataset(make_dataset(s3_server.uri("label/scenes"), num_train=9, num_val=3))
     make_model(tmp_path / "model", dataset.label_map)

@@ -64,6 +64,7 @@ def drawn(s3_process: S3Server) -> str:
     return uri
 
 
+@pytest.mark.long
 def test_train_and_label_run_as_ray_jobs_against_s3(head, drawn, s3_server):
     model = s3_server.uri("jobs/model")
     # As a user would: the checkout is sent along, without .venv, which .gitignore names.

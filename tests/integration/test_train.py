@@ -104,6 +104,7 @@ def test_killed_after_an_epoch_the_same_command_goes_on_and_ends_with_the_same_w
     assert weights_digest(model.uri) == weights_digest(undisturbed.uri)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_stops_both_workers_and_names_the_batch(dataset, tmp_path, ray_cluster):
     config = tiny_config(dataset, str(tmp_path / "model"), lr=1e18, warmup_steps=0, clip_norm=None, ema=0)
     with pytest.raises(NonFiniteLoss, match=r"epoch 1, step [23] of 3: .*rank [01]: .* on images train") as caught:
@@ -113,6 +114,7 @@ def test_a_loss_that_is_no_number_stops_both_workers_and_names_the_batch(dataset
     assert not (tmp_path / "model" / "model.json").exists()
 
 
+@pytest.mark.long
 def test_fine_tuning_starts_from_the_given_weights(trained, dataset, tmp_path):
     _, model, _ = trained
     config = tiny_config(
@@ -124,6 +126,7 @@ def test_fine_tuning_starts_from_the_given_weights(trained, dataset, tmp_path):
     assert tuned.metrics == {} and "AP" not in tuned.history[0]
 
 
+@pytest.mark.long
 def test_a_model_can_be_trained_and_fetched_on_s3(s3_server, tmp_path):
     dataset = s3_server.uri("train/scenes")
     out = s3_server.uri("train/model")

@@ -32,6 +32,7 @@ def dataset(tmp_path_factory):
     return make_dataset(str(tmp_path_factory.mktemp("masks") / "scenes"), num_train=8, num_val=2)
 
 
+@pytest.mark.long
 def test_masks_are_learnt_measured_and_labelled_with(dataset, tmp_path, ray_cluster):
     config = tiny_config(
         dataset,
