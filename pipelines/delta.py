@@ -10,6 +10,7 @@ import json
 import os
 import random
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from pipelines.retries import retrying
 from pipelines.storage import Store, redact
 
 METADATA_KEY = "boxmill"
+_CALLER_KEY = "boxmill_caller"  # beside the metadata, which are the same whoever commits
 # Logs are small and hold the categories of old versions: never let a checkpoint clean them away.
 _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
 _TOLD = ("path", "size_bytes", "num_records", "min.split", "max.split")  # of a file; of other columns there is more
@@ -86,11 +88,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """One commit of ours: version, milliseconds since 1970, metadata."""
+    """One commit of ours: version, milliseconds since 1970, metadata, and which call made it."""
 
     version: int
     timestamp: int
     metadata: Mapping[str, Any]
+    caller: str | None = None
 
 
 def exists(table: Store) -> bool:
@@ -148,9 +151,10 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
             the commit.
         transaction_id: of many callers with the same id exactly one commits.
     Returns:
-        The version of the commit, and whether it was found rather than made.
+        The version of the commit, and whether it was found rather than made (by this call, heard of or not).
     """
     conflicts = failures = 0
+    caller = uuid.uuid4().hex
     tried = -1
     delta = _open(table)
     began = time.monotonic()
@@ -158,7 +162,8 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
         if delta.version() > tried >= 0:  # somebody else was first, that is no failure
             conflicts, failures = conflicts + 1, 0
         if delta.transaction_version(transaction_id) is not None:
-            return _version_of(table, transaction_id, delta.version()), True
+            commit = _commit_of(table, transaction_id, delta.version())
+            return commit.version, commit.caller != caller
         snapshot = _snapshot(table, delta)
         wanted = change(snapshot)
         values = {**wanted.metadata, "transaction_id": transaction_id}
@@ -169,7 +174,7 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
                 "append",
                 delta.schema(),
                 commit_properties=CommitProperties(
-                    custom_metadata={METADATA_KEY: json.dumps(values, ensure_ascii=False)},
+                    custom_metadata={METADATA_KEY: json.dumps(values, ensure_ascii=False), _CALLER_KEY: caller},
                     max_commit_retries=0,
                     app_transactions=[Transaction(transaction_id, 1)],
                 ),
@@ -212,7 +217,7 @@ def find_commit(table: Store, transaction_id: str) -> int | None:
     delta = _open(table)
     if delta.transaction_version(transaction_id) is None:
         return None
-    return _version_of(table, transaction_id, delta.version())
+    return _commit_of(table, transaction_id, delta.version()).version
 
 
 def history(table: Store, version: int | None = None) -> Iterator[Commit]:
@@ -312,10 +317,10 @@ def _column(table: pa.Table, name: str) -> list[Any]:
     return table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
 
 
-def _version_of(table: Store, transaction_id: str, newest: int) -> int:
+def _commit_of(table: Store, transaction_id: str, newest: int) -> Commit:
     for commit in history(table, newest):
         if commit.metadata.get("transaction_id") == transaction_id:
-            return commit.version
+            return commit
     raise ValueError(
         f"{redact(table.uri)} knows transaction {transaction_id} but its log no longer holds the commit; "
         "restore _delta_log from a copy"
@@ -342,6 +347,7 @@ def read_commit(table: Store, version: int) -> Commit | None:
                 version=version,
                 timestamp=int(found.get("timestamp", 0)),
                 metadata=json.loads(found[METADATA_KEY]),
+                caller=found.get(_CALLER_KEY),
             )
     return None
 

@@ -20,7 +20,7 @@ TILE, REACH = 4, 6  # pixels of an output tile, of an input tile
 LEAST_CHANNELS = 256  # below, moving tiles costs more than multiplications save
 _LEAST_TILES = 16  # of all images; for fewer the transformed kernel, four times as large, is not worth being read
 _TILES_AT_ONCE = 256  # what they are turned into stays in the processor's cache
-_POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity; with 2 and -2 rounding errors are twice as large
+_POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # and infinity; with 2 and -2 the largest rounding error is 2.5 times as large
 
 
 class WinogradConv2d(nn.Module):

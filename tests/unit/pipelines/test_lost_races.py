@@ -67,3 +67,21 @@ def test_somebody_else_may_have_made_it_meanwhile(tmp_path: Path):
 
     assert commit(table, "mine", metadata) == (2, True)
     assert len(delta.open_snapshot(table).files) == 2
+
+
+def test_a_commit_whose_answer_is_lost_was_made_by_the_call_that_lost_it(tmp_path: Path, monkeypatch):
+    table = Store.open(tmp_path)
+    commit(table, "t0")
+    real = delta.DeltaTable.create_write_transaction
+    lost: list[str] = []
+
+    def lose_the_answer(self, *given, **named) -> None:
+        real(self, *given, **named)
+        if not lost:
+            lost.append("an answer")
+            raise OSError("the connection was closed")
+
+    monkeypatch.setattr(delta.DeltaTable, "create_write_transaction", lose_the_answer)
+    assert commit(table, "mine") == (2, False) and lost
+    assert commit(table, "mine") == (2, True)
+    assert len(delta.open_snapshot(table).files) == 2
