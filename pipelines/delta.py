@@ -134,7 +134,7 @@ def commit_once(
         metadata: makes the commit's JSON from the version that it builds on. Called again after each lost race, so
             that sums over all commits stay right; what it raises refuses the commit.
     Returns:
-        The version of the commit, and whether it was found rather than made.
+        As ``commit_change``: the version of the commit, and whether another call made it.
     """
     _create(table, schema)
     return commit_change(
@@ -151,7 +151,8 @@ def commit_change(table: Store, change: Callable[[Snapshot], Change], *, transac
             the commit.
         transaction_id: of many callers with the same id exactly one commits.
     Returns:
-        The version of the commit, and whether it was found rather than made (by this call, heard of or not).
+        The version of the commit, and whether another call made it. A call that lost the answer to its own commit
+        knows it again: it made it.
     """
     conflicts = failures = 0
     caller = uuid.uuid4().hex

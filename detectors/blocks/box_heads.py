@@ -201,28 +201,19 @@ def select_boxes(
     threshold = selection.score_threshold
     least = math.log(threshold / (1 - threshold)) - 1e-3 if threshold > 0 else -math.inf
     region = (logits[:, 1:].amax(1) - logits[:, 0] >= least).nonzero().squeeze(1)
-    scores = logits[region].float().softmax(1)
-    scores[:, 0] = -1  # background is no detection
-    flat = scores.flatten()
-    at = (flat > threshold).nonzero().squeeze(1)
-    score, label, region = flat[at], at % scores.shape[1] - 1, region[at // scores.shape[1]]
+    scores = logits[region].float().softmax(1)[:, 1:]
+    row, label = (scores > threshold).nonzero(as_tuple=True)
+    score, region = scores[row, label], region[row]
     boxes = decode_boxes(deltas[region, :, label].float(), torch.cat(proposals)[region], codec_weights)
     lengths = torch.tensor([len(p) for p in proposals], device=logits.device)
     image = torch.repeat_interleave(lengths, output_size=len(logits))[region]
     limits = sizes.flip(1).repeat(1, 2).to(boxes)  # width, height, width, height
     boxes = torch.minimum(boxes.clamp(min=0), limits[image])
-    large = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_DETECTION).all(1).nonzero().squeeze(1)
-    if len(large) < len(boxes):
-        boxes, score, label, image = boxes[large], score[large], label[large], image[large]
+    large = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_DETECTION).all(1)
+    boxes, score, label, image = boxes[large], score[large], label[large], image[large]
     counts = torch.bincount(image, minlength=len(proposals)).tolist()
     kept = nms_of_images(boxes, score, label, counts, selection.nms_iou, selection.max_detections)
-    every, shares = torch.cat(kept), [len(of_image) for of_image in kept]
-    return [
-        Detected(boxes=of_image, labels=labels, scores=scores)
-        for of_image, labels, scores in zip(
-            boxes[every].split(shares), label[every].split(shares), score[every].split(shares)
-        )
-    ]
+    return [Detected(boxes=boxes[k], labels=label[k], scores=score[k]) for k in kept]
 
 
 def to_predictions(detected: list[Detected], batch: Batch) -> list[Prediction]:

@@ -5,8 +5,7 @@ the pixel where it passes the threshold is computed. That rounds otherwise than 
 on either side of that place are asked for what interpolation says of them; where rounding could decide about one of
 them, the mask is interpolated.
 
-Shape legend: N masks of an image, M x M cells of a crop with its border, P columns of pixels of some masks, C places
-where a column passes the threshold.
+Shape legend: N masks of an image, M x M cells of a crop with its border, P columns of pixels of some masks.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def mask_rles(
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"the mask threshold is {threshold}; it must be in 0..1 (1 excluded)")
-    # Run lengths are of this side of any device anyway, and crops are small: starting threads takes longer than they.
+    # Run lengths are on this side of any device anyway.
     crops, boxes = crops.detach().cpu(), boxes.detach().cpu()
     places = places_of(crops, boxes, size)
     whole = padded(crops)
@@ -128,13 +127,15 @@ class _Columns:
         across = [_neighbours(size, place.width) for place in places]
         mask = np.repeat(np.arange(len(places)), [place.right - place.left for place in places])
 
-        def each(values: str) -> NDArray[np.generic]:
-            return np.concatenate([getattr(of, values)[place.columns] for of, place in zip(across, places)])
-
-        above = columns[each("first") + mask * size]
-        above *= each("of_first")[:, None]
-        other = columns[each("second") + mask * size]
-        other *= each("of_second")[:, None]
+        inside = [place.columns for place in places]
+        first = np.concatenate([of.first[some] for of, some in zip(across, inside)])
+        second = np.concatenate([of.second[some] for of, some in zip(across, inside)])
+        of_first = np.concatenate([of.of_first[some] for of, some in zip(across, inside)])
+        of_second = np.concatenate([of.of_second[some] for of, some in zip(across, inside)])
+        above = columns[first + mask * size]
+        above *= of_first[:, None]
+        other = columns[second + mask * size]
+        other *= of_second[:, None]
         above += other
         above -= np.float32(threshold)
         return cls(above=above, mask=mask, places=places)

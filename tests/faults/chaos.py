@@ -219,20 +219,9 @@ class Chaos:
             zombies: so many of its workers are only stopped, in the middle of a batch; returned.
         """
         found: list[tuple[Node, list[int]]] = []
-        if zombies:
-            self.pace.set(HELD_UP)  # who has just begun a batch is at it when the node has gone
-        just = time.time() - STEADY / 2
-
-        def at_batch(node: Node) -> list[int]:
-            within = time.time() - just
-            return (
-                [pid for pid in node.workers() if self.pace.has_begun(pid, within=within)]
-                if zombies
-                else self.busy(node)
-            )
 
         def look() -> bool:
-            found[:] = [(node, pids) for node in self.nodes.nodes[1:] if (pids := at_batch(node))]
+            found[:] = [(node, pids) for node in self.nodes.nodes[1:] if (pids := self.busy(node))]
             return any(len(pids) >= max(1, zombies) for _, pids in found)
 
         self.wait(look, f"a node has {max(1, zombies)} busy workers")
