@@ -37,12 +37,18 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: CodecWeights = PLAIN) 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor, weights: CodecWeights = PLAIN) -> Tensor:
     """The inverse of ``encode_boxes``: (N, 4) deltas and (N, 4) anchors to (N, 4) xyxy boxes."""
+    shift, growth = deltas[..., :2], deltas[..., 2:]
     if weights != PLAIN:
-        deltas = deltas / deltas.new_tensor(weights)
+        shift, growth = _divided(shift, *weights[:2]), _divided(growth, *weights[2:])
     anchor_centre, anchor_size = _centre_and_size(anchors)
-    centre = deltas[..., :2] * anchor_size + anchor_centre
-    half = torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size * 0.5
+    centre = shift * anchor_size + anchor_centre
+    half = torch.exp(growth.clamp(max=MAX_LOG_SCALE)) * anchor_size * 0.5
     return torch.cat([centre - half, centre + half], -1)
+
+
+def _divided(pairs: Tensor, by_first: float, by_second: float) -> Tensor:
+    """(N, 2) by one number each; one for both, as nearly all have, is several times as fast on the CPU."""
+    return pairs / (by_first if by_first == by_second else pairs.new_tensor((by_first, by_second)))
 
 
 def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:

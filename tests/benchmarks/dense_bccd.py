@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,8 @@ def main() -> int:
     work = arguments.out.absolute()
     kept = KeptRuns(work, again=arguments.again)
 
+    # Two seconds; an older one may have been planned otherwise, and would refuse the same images.
+    shutil.rmtree(work / "dataset", ignore_errors=True)
     dataset = ingest(open_source("voc", root=str(Path(folder).resolve() / "bccd")), str(work / "dataset")).reference
     splits = open_dataset(dataset).splits
     assert splits == IMAGES, f"the official splits are {IMAGES}, got {splits}"
