@@ -39,9 +39,10 @@ from workers.label_readers import open_reader
 from workers.label_stages import StageClock, ahead
 from workers.label_tasks import read_task
 from workers.label_write import Outcome, write_task
-from workers.memory import keep_freed_memory
+from workers.memory import hand_back_freed_memory, keep_freed_memory
 
 _BATCHES_AHEAD = 2
+_HAND_BACK_SECONDS = 10.0
 
 Predicted = tuple[list[DecodedImage], list[Prediction]]
 
@@ -52,6 +53,7 @@ class LabelShard:
     def __init__(self, job: LabelJob, board: Any) -> None:
         torch.set_num_threads(job.threads)
         keep_freed_memory()
+        self._handed_back = time.monotonic()
         self._job, self._board = job, board
         self._tasks = Job(job.root, job.plan_id)
         self._label_map = LabelMap.from_json(job.categories)
@@ -88,6 +90,14 @@ class LabelShard:
                 return _finished(self._label(task_id, attempt))
             except Exception as error:  # one shard that cannot be labelled must not end the others' run
                 return _failed(task_id, attempt, type(error).__name__, str(error))
+            finally:
+                self._hand_back_memory()
+
+    def _hand_back_memory(self) -> None:
+        """Now and then, between tasks: fresh pages cost time, and tasks may be small."""
+        if time.monotonic() - self._handed_back > _HAND_BACK_SECONDS:
+            self._handed_back = time.monotonic()
+            hand_back_freed_memory()
 
     def _receipt(self, task_id: int) -> Receipt | None:
         """Of a task that somebody else finished."""

@@ -114,7 +114,7 @@ def run(name: str, config: TrainConfig, dataset: str) -> dict[str, Any]:
     """One seed of one recipe, from training to metrics on the test split."""
     tell = told_every(30, f"{name}, seed {config.seed}")
     model, minutes = train_timed(config, tell)
-    predicted = label_split(dataset, model, f"{name}-{config.seed}", "test", IMAGES["test"], tell)
+    predicted = label_split(dataset, model, f"{name}-{config.seed}-{model.digest[:8]}", "test", IMAGES["test"], tell)
     found = evaluate(dataset, predicted, splits=["test"]).metrics
     return {
         "detector": name,

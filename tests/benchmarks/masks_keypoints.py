@@ -69,7 +69,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "masks-drawn": Recipe(
         detector="mask_rcnn_lite0_fpn",
-        epochs=5,
+        epochs=4,
         bars={"segm": 0.70},
         most_minutes=12.0,
         augment=AugmentConfig(scale=(0.8, 1.3)),
@@ -111,7 +111,8 @@ def run(name: str, recipe: Recipe, config: TrainConfig, dataset: str) -> dict[st
     tell = told_every(30, name)
     model, minutes = train_timed(config, tell)
     opened = open_dataset(dataset)
-    predicted = label_split(dataset, model, name, recipe.measured, opened.splits[recipe.measured], tell)
+    labels = f"{name}-{model.digest[:8]}"  # an earlier recipe of this name may have left its own
+    predicted = label_split(dataset, model, labels, recipe.measured, opened.splits[recipe.measured], tell)
     found = {
         kind: evaluate(
             dataset,
