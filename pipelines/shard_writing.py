@@ -210,6 +210,7 @@ def _write_options() -> dict[str, Any]:
         "column_encoding": {_IMAGE_BYTES: "PLAIN"},
         "write_statistics": others,
         "write_page_index": True,
+        "write_page_checksum": True,
     }
 
 

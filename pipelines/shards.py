@@ -178,10 +178,7 @@ def read_row_group(
     for row, image in zip(rows, stored, strict=True):
         if image.error is not None:
             raise CorruptShard(f"{image.error} (image {row.image_id!r})")
-    footer = _footer(ref.shard.uri, ref.shard.image_path)
-    first = sum(footer.row_group(i).num_rows for i in range(ref.row_group))
-    with store.open_arrow(ref.shard.image_path) as stream:
-        images = pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read_row_group(ref.row_group, columns=_FACTS)
+    images, first = _read_facts(ref.shard, _FACTS, ref.row_group)
     records = join_records(images, [row.row - first for row in rows], rows, [s.image for s in stored])
     if verify:
         for record in records:
@@ -219,10 +216,29 @@ def read_image(ref: ShardRef, row: int) -> bytes:
 
 
 def read_image_columns(ref: ShardRef, columns: Sequence[str]) -> pa.Table:
-    """Columns of an image shard other than the bytes."""
-    footer = _footer(ref.uri, ref.image_path)
-    with Store.open(ref.uri).open_arrow(ref.image_path) as stream:
-        return pq.ParquetFile(stream, metadata=footer, pre_buffer=True).read(columns=list(columns))
+    """Columns of an image shard other than the bytes. Raises CorruptShard where a page differs from its checksum."""
+    return _read_facts(ref, list(columns), None)[0]
+
+
+def _read_facts(ref: ShardRef, columns: list[str], row_group: int | None) -> tuple[pa.Table, int]:
+    """Columns of one row group, or of all, and the row of the shard that they begin with."""
+    try:
+        footer = _footer(ref.uri, ref.image_path)
+        with Store.open(ref.uri).open_arrow(ref.image_path) as stream:
+            # Images have a sha256 each; of what is said about them only the checksums of pages tell a flipped bit.
+            file = pq.ParquetFile(stream, metadata=footer, pre_buffer=True, page_checksum_verification=True)
+            if row_group is None:
+                return file.read(columns=columns).select(columns), 0
+            first = sum(footer.row_group(i).num_rows for i in range(row_group))
+            return file.read_row_group(row_group, columns=columns).select(columns), first
+    except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
+        # Arrow's own errors have no number; those of a disk or a server have one, or are of a kind of their own.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        raise CorruptShard(
+            f"{ref.image_path} in {redact(ref.uri)}: the file is not as it was written ({str(error).strip()}); restore "
+            "it from a copy, or ingest the source again into a new dataset"
+        ) from error
 
 
 def verify_image(image: bytes, sha256: str, image_id: str, ref: ShardRef) -> None:
@@ -244,12 +260,18 @@ def join_records(
         places: in the table, one a row.
         rows: labels.
         contents: encoded images, one a row.
+    Raises:
+        CorruptShard: labels and images are not of the same images.
     """
     plain = {name: images.column(name).to_pylist() for name in _FACTS}
     records = []
     for place, row, image in zip(places, rows, contents, strict=True):
         values = {name: column[place] for name, column in plain.items()}
-        assert values["image_id"] == row.image_id, "labels and images of a shard disagree"
+        if values["image_id"] != row.image_id:
+            raise CorruptShard(
+                f"labels: those of {row.image_id!r} name a row of their shard that is {values['image_id']!r}; restore both "
+                "files from a copy (`boxmill verify` tells which is damaged)"
+            )
         values["extra"] = load_json(values["extra"])
         for name in ("license", "url", "group_id"):
             values[name] = values[name] or ""

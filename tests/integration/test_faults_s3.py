@@ -154,13 +154,13 @@ def test_flipped_bits_are_found_and_named(proxy: RemoteProxy, new_uri: str, sour
     first = open_dataset(new_uri).shards[0]
 
     def flip(path: str) -> None:
-
         proxy.set_rules([Rule(fault="flip", method="GET", path=path, count=0)])
 
     flip("images/part-")
     with pytest.raises((CorruptShard, OSError), match=first.image_path):
         read_image(first, 0)
-    with pytest.raises((CorruptShard, OSError), match=first.image_path):
+    # Of each answer one bit in the middle: of three shards one may be hit where it says nothing, as between images.
+    with pytest.raises((CorruptShard, OSError), match=r"images/part-[0-9a-f]+\.parquet"):
         list(open_dataset(new_uri).records())
     flip("labels/gt/part-")
     with pytest.raises((CorruptShard, OSError), match=r"labels/gt/part-[0-9a-f.]+parquet"):
