@@ -269,8 +269,8 @@ def join_records(
         values = {name: column[place] for name, column in plain.items()}
         if values["image_id"] != row.image_id:
             raise CorruptShard(
-                f"labels: those of {row.image_id!r} name a row of their shard that is {values['image_id']!r}; restore both "
-                "files from a copy (`boxmill verify` tells which is damaged)"
+                f"labels: those of {row.image_id!r} name a row of their shard that is {values['image_id']!r}; "
+                "restore the files from a copy (`boxmill verify` tells which is damaged)"
             )
         values["extra"] = load_json(values["extra"])
         for name in ("license", "url", "group_id"):
