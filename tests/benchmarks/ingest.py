@@ -6,6 +6,8 @@
 always checks headers and end markers, takes the sha256 of every image, names shards by their content and syncs them to
 the disk. Three jobs: ``images`` (peers store the bare bytes), ``digests`` (peers also store each image's sha256, as
 boxmill does) and ``labels`` (a COCO file is read and stored too). Rates are quoted as boxmill's by the other's.
+``least`` is no tool: it reads, takes the sha256 and appends to one file, which whoever stores images with their digests
+does at least; how many times as fast as a peer it is bounds what any such tool can be.
 Then two warm Ray workers beside one on 20,480 images. The exit status is 1 where a bar on the CPU ratios of the job
 ``digests``, or on the wall ratio of the workers, is missed.
 """
@@ -20,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,6 +51,23 @@ def copy_images(folder: Path, out: Path) -> None:
         (out / entry.name).write_bytes(image)
 
 
+def append_images(folder: Path, out: Path) -> list[int]:
+    """The least that storing images with their digests takes; the images' lengths, so that they can be read back."""
+    out.mkdir(parents=True)
+    lengths = []
+    with (out / "all").open("wb", buffering=0) as stored, (out / "digests").open("w") as digests:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            image = Path(entry.path).read_bytes()
+            digests.write(hashlib.sha256(image).hexdigest())
+            lengths.append(stored.write(image))
+    return lengths
+
+
+def split_images(stored: Path, lengths: list[int]) -> Iterator[bytes]:
+    with stored.open("rb") as stream:
+        yield from (stream.read(length) for length in lengths)
+
+
 def source_of(folder: Path, annotations: str | None) -> Source:
     if annotations is None:
         return open_source("archive", uri=str(folder))
@@ -56,7 +75,7 @@ def source_of(folder: Path, annotations: str | None) -> Source:
 
 
 def own_job(tool: str, folder: Path, out: Path, annotations: str | None) -> dict[str, Any]:
-    """Copy or ingest in this process: CPU and wall seconds, and a digest over the images as read back."""
+    """Copy, append or ingest in this process: CPU and wall seconds, and a digest over the images as read back."""
     with tempfile.TemporaryDirectory() as warm:  # whatever is imported or made at the first use is not measured
         (Path(warm) / "in").mkdir()
         for path in sorted(folder.iterdir())[:8]:
@@ -64,18 +83,27 @@ def own_job(tool: str, folder: Path, out: Path, annotations: str | None) -> dict
         ingest(source_of(Path(warm) / "in", None), f"{warm}/out")
     source = source_of(folder, annotations)
     before, started = os.times(), time.perf_counter()
-    if tool == "copy":
-        copy_images(folder, out)
-    else:
-        keep_freed_memory()  # as the command does
-        ingest(source, str(out))
+    lengths: list[int] = []
+    match tool:
+        case "copy":
+            copy_images(folder, out)
+        case "least":
+            lengths = append_images(folder, out)
+        case _:
+            keep_freed_memory()  # as the command does
+            ingest(source, str(out))
     after, wall = os.times(), time.perf_counter() - started
-    if tool == "copy":
-        digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir())
-    else:
-        dataset = open_dataset(str(out))
-        assert annotations is None or dataset.num_objects > 0
-        digests = sorted(hashlib.sha256(record.image).hexdigest() for record in dataset.records())
+    images: Iterator[bytes]
+    match tool:
+        case "copy":
+            images = (path.read_bytes() for path in out.iterdir())
+        case "least":
+            images = split_images(out / "all", lengths)
+        case _:
+            dataset = open_dataset(str(out))
+            assert annotations is None or dataset.num_objects > 0
+            images = (record.image for record in dataset.records())
+    digests = sorted(hashlib.sha256(image).hexdigest() for image in images)
     cpu = sum(after[:4]) - sum(before[:4])
     return {"cpu": cpu, "wall": wall, "images": len(digests), "digest": _digest(digests)}
 
@@ -93,7 +121,7 @@ def compare(job: str, folder: Path, annotations: str, work: Path, rounds: int) -
         command = [sys.executable, "-m", "tests.benchmarks.ingest", "--own", tool, str(folder)]
         return lambda out: run_measured([*command, str(out), *given])
 
-    tools: dict[str, Callable[[Path], dict[str, Any]]] = {"boxmill": own("boxmill"), "copy": own("copy")}
+    tools: dict[str, Callable[[Path], dict[str, Any]]] = {name: own(name) for name in ("boxmill", "copy", "least")}
     for peer in PEERS:
         tools[peer] = lambda out, peer=peer: run_peer("ingest", peer, str(folder), str(out), mode)  # type: ignore[misc]
     runs: list[dict[str, dict[str, Any]]] = []
@@ -121,6 +149,7 @@ def _row(job: str, name: str, runs: list[dict[str, dict[str, Any]]]) -> dict[str
         row[f"{clock} ms/image"] = f"{median(1000 * r[name][clock] / r[name]['images'] for r in runs):.3f}"
     for clock in ("cpu", "wall"):
         row[f"boxmill by it, {clock}"] = f"{median(r[name][clock] / r['boxmill'][clock] for r in runs):.2f}"
+    row["least by it, cpu"] = f"{median(r[name]['cpu'] / r['least']['cpu'] for r in runs):.2f}"
     return row
 
 
