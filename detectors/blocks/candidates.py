@@ -151,28 +151,43 @@ def _search(levels: Sequence[Tensor], least: float, topk: int, topk_of: TopkOf) 
     # M in rows of M / 8: a maximum over rows is vectorised, streams through memory and copies nothing.
     grouped = [level.unflatten(1, (math.gcd(level.shape[1], _GROUP), -1)) for level in levels]
     maxima = [level.amax(1) for level in grouped]
+    floors = [level.new_full((len(level), 1), least) for level in maxima]
+    places = [_passing(level, floor) for level, floor in zip(maxima, floors)]
     match topk_of:
         case "level":
-            floors = [_floor(level, least, topk) for level in maxima]
+            crowded = [[at] for at, place in enumerate(places) if _count_most([place]) > topk]
         case "image":
-            floors = [_floor(torch.cat(maxima, 1), least, topk)] * len(levels)
+            crowded = [list(range(len(levels)))] if _count_most(places) > topk else []
         case "class":
-            floors = [level.new_full((len(level), 1), least) for level in maxima]
+            crowded = []
+    for together in crowded:
+        floor = _raised_floor([maxima[at] for at in together], floors[together[0]], topk)
+        for at in together:
+            floors[at], places[at] = floor, _passing(maxima[at], floor)
     found = []
-    for level, best, floor in zip(grouped, maxima, floors):
-        image, column = (~(best < floor)).nonzero(as_tuple=True)  # NaN hides nothing beside it
+    for level, floor, (image, column) in zip(grouped, floors, places):
         members = level[image, :, column]
         row, member = (members >= floor[image]).nonzero(as_tuple=True)
         found.append((image[row], member * level.shape[2] + column[row], members[row, member]))
     return found
 
 
-def _floor(maxima: Tensor, least: float, topk: int) -> Tensor:
-    """(B, 1) value that at least ``topk`` reach, or ``least`` where fewer groups (B, groups) reach even that."""
-    floor = maxima.new_full((len(maxima), 1), least)
-    if maxima.shape[1] <= topk or int((maxima >= floor).sum(1).amax()) <= topk:
-        return floor
-    return torch.fmax(maxima.topk(topk, dim=1, sorted=False).values.amin(1, keepdim=True), floor)
+def _passing(maxima: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and group of the maxima (B, groups) that a floor (B, 1) lets pass; NaN hides nothing beside it."""
+    image, group = (~(maxima < floor)).nonzero(as_tuple=True)
+    return image, group
+
+
+def _count_most(places: Sequence[tuple[Tensor, Tensor]]) -> int:
+    """Groups that pass, of the image of which most do."""
+    images = torch.cat([image for image, _ in places])
+    return int(images.bincount().amax()) if len(images) else 0
+
+
+def _raised_floor(maxima: Sequence[Tensor], floor: Tensor, topk: int) -> Tensor:
+    """(B, 1) value that at least ``topk`` of each image's maxima (B, groups) reach, or the floor if fewer do."""
+    best = torch.cat(list(maxima), 1).topk(topk, dim=1, sorted=False).values
+    return torch.fmax(best.amin(1, keepdim=True), floor)
 
 
 def _search_objects(logits: Tensor, objectness: Tensor, score_threshold: float, activation: Activation) -> _Found:
