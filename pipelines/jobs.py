@@ -255,7 +255,7 @@ class Job:
             return
         self._forget_rows(image_ids)
         for name in self._bundles():  # first: the receipts are there without them, but not the other way about
-            self.store.fs.rm_file(f"{self.store.root}/{_BUNDLES}/{name}")
+            self.store.remove(f"{_BUNDLES}/{name}")
         for task_id in self.done():
             path = _receipt_path(task_id)
             receipt = json.loads(self.store.read_bytes(path))

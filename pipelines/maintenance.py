@@ -216,7 +216,7 @@ def vacuum(uri: str, *, grace_hours: float = GRACE_HOURS, dry_run: bool = False)
     going = sorted((path, size) for path, size, _ in old if path not in named)
     if not dry_run:
         for path, _ in going:
-            store.fs.rm_file(f"{store.root}/{path}")
+            store.remove(path)
     return Vacuumed(paths=tuple(p for p, _ in going), size=sum(size for _, size in going), deleted=not dry_run)
 
 

@@ -230,7 +230,7 @@ def _clean_up(store: Store, rewritten: Mapping[str, ShardFile | None]) -> None:
         # While the old shard is there, another purge of the same images may commit the same new one.
         if file is not None and not there & {stem, shard_stem(file.path)}:
             for path in (file.path, index_path(shard_stem(file.path))):
-                _delete(store, path)
+                store.remove(path)
 
 
 def _finish(store: Store) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -246,19 +246,8 @@ def _finish(store: Store) -> tuple[dict[str, str], tuple[str, ...]]:
                 settled = True
     deleted = []
     for stem in sorted(purged_shards(store)):
-        _delete(store, hashes_path(stem))
+        store.remove(hashes_path(stem))
         for path in (index_path(stem), image_path(stem)):
-            if _delete(store, path):
+            if store.exists(path) and store.remove(path):  # another purge may finish this one
                 deleted.append(path)
     return versions, tuple(path for path in deleted if not path.startswith("images/_index/"))
-
-
-def _delete(store: Store, path: str) -> bool:
-    """False where it is gone already: another purge may finish this one."""
-    if not store.exists(path):
-        return False
-    try:
-        store.fs.rm_file(f"{store.root}/{path}")
-    except FileNotFoundError:
-        return False
-    return True

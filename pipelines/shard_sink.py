@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.storage import NewFile
+from pipelines.open_files import NewFile
 
 _END = 64  # bytes
 

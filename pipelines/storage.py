@@ -5,7 +5,6 @@ Paths given to a ``Store`` are relative to its root and use ``/``.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import uuid
@@ -14,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 
 from pipelines.local_files import find_local, read_local_ranges, sync_folder
+from pipelines.open_files import LocalNewFile, NewFile, RemoteFile, RemoteNewFile
 from pipelines.retries import is_refused, retrying, wait_a_little
 
 _CREATE_ATTEMPTS = 8
@@ -166,7 +166,7 @@ class Store:
         """Random access for pyarrow; memory-mapped on a local disk."""
         if self.is_local:
             return pa.memory_map(self._full(path), "r")
-        return pa.PythonFile(_RemoteFile(self, path), mode="r")
+        return pa.PythonFile(RemoteFile(self, path), mode="r")
 
     def open_read(self, path: str) -> IO[bytes]:
         """Sequential read."""
@@ -186,14 +186,14 @@ class Store:
     def new_file(self, folder: str) -> Iterator[NewFile]:
         """A file below ``folder`` that gets its name when it is whole; without one it is gone afterwards."""
         if not self.is_local:
-            yield _RemoteNewFile(self)
+            yield RemoteNewFile(self)
             return
         target = Path(self._full(folder))
         target.mkdir(parents=True, exist_ok=True)
         temporary = target / f".part-{uuid.uuid4().hex}.tmp"
         try:
             with temporary.open("wb") as stream:
-                yield _LocalNewFile(self, temporary, stream)
+                yield LocalNewFile(Path(self.root), temporary, stream)
         finally:
             # Half a file on a full disk would keep it full.
             temporary.unlink(missing_ok=True)
@@ -244,6 +244,14 @@ class Store:
                     raise
                 wait_a_little(attempt)
         raise AssertionError("unreachable")
+
+    def remove(self, path: str) -> bool:
+        """Delete a file if it is there; False where it is known that it was not (S3 does not tell)."""
+        try:
+            retrying(lambda: self.fs.rm_file(self._full(path)), redact(self.join(path)))
+        except FileNotFoundError:
+            return False
+        return True
 
     def exists(self, path: str = "") -> bool:
         return bool(retrying(lambda: self.fs.exists(self._full(path)), redact(self.join(path))))
@@ -307,75 +315,6 @@ class Store:
             temporary.unlink()
         sync_folder(temporary.parent)
         return True
-
-
-class NewFile(Protocol):
-    """A file that is being written."""
-
-    def write(self, content: bytes) -> None: ...
-
-    def publish(self, path: str) -> None:
-        """Create or replace ``path``, relative to the store's root; a reader sees all of it or none."""
-        ...
-
-
-class _LocalNewFile:
-    def __init__(self, store: Store, temporary: Path, stream: IO[bytes]) -> None:
-        self._store, self._temporary, self._stream = store, temporary, stream
-
-    def write(self, content: bytes) -> None:
-        self._stream.write(content)
-
-    def publish(self, path: str) -> None:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        target = Path(self._store._full(path))
-        self._temporary.replace(target)
-        sync_folder(target.parent)
-
-
-class _RemoteNewFile:
-    """Objects are put in one piece: a part of a multipart upload cannot be retried like a request."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._content = io.BytesIO()
-
-    def write(self, content: bytes) -> None:
-        self._content.write(content)
-
-    def publish(self, path: str) -> None:
-        self._store.write_bytes(path, self._content.getvalue())
-
-
-class _RemoteFile(io.RawIOBase):
-    """Random access to an object, every read a range request that is retried like any other."""
-
-    def __init__(self, store: Store, path: str) -> None:
-        self._store, self._path = store, path
-        self._size = store.stat(path).size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._position)
-        length = left if size < 0 else min(size, left)
-        content = self._store.read_range(self._path, self._position, length) if length else b""
-        self._position += length
-        return content
 
 
 def split_uri(uri: str) -> tuple[Store, str]:

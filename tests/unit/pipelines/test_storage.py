@@ -115,3 +115,13 @@ def test_put_new_has_one_winner_a_file(tmp_path: Path) -> None:
     for i in range(60):
         content = store.read_bytes(f"{i}.json")
         assert content == content[: len(content) // 50] * 50
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_a_file_is_removed_once(scheme: str, tmp_path: Path) -> None:
+    """Two who tidy up at once do not trip over each other."""
+    store = Store.open(tmp_path if scheme == "file" else f"memory://{tmp_path.name}")
+    store.write_bytes("a/b", b"here")
+    assert store.remove("a/b")
+    assert not store.exists("a/b")
+    assert not store.remove("a/b")

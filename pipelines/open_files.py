@@ -1,0 +1,90 @@
+"""Files of a store that are being written, and objects that are read like files."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from pipelines.local_files import sync_folder
+
+if TYPE_CHECKING:
+    from pipelines.storage import Store
+
+
+class NewFile(Protocol):
+    """A file that is being written."""
+
+    def write(self, content: bytes) -> None: ...
+
+    def publish(self, path: str) -> None:
+        """Create or replace ``path``, relative to the store's root; a reader sees all of it or none."""
+        ...
+
+
+class LocalNewFile:
+    """A temporary file that is renamed.
+
+    Args:
+        root: the store's folder.
+        temporary: on the same disk.
+        stream: of ``temporary``.
+    """
+
+    def __init__(self, root: Path, temporary: Path, stream: IO[bytes]) -> None:
+        self._root, self._temporary, self._stream = root, temporary, stream
+
+    def write(self, content: bytes) -> None:
+        self._stream.write(content)
+
+    def publish(self, path: str) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        target = self._root / path
+        self._temporary.replace(target)
+        sync_folder(target.parent)
+
+
+class RemoteNewFile:
+    """Objects are put in one piece: a part of a multipart upload cannot be retried like a request."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._content = io.BytesIO()
+
+    def write(self, content: bytes) -> None:
+        self._content.write(content)
+
+    def publish(self, path: str) -> None:
+        self._store.write_bytes(path, self._content.getvalue())
+
+
+class RemoteFile(io.RawIOBase):
+    """Random access to an object, every read a range request that is retried like any other."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self._store, self._path = store, path
+        self._size = store.stat(path).size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        length = left if size < 0 else min(size, left)
+        content = self._store.read_range(self._path, self._position, length) if length else b""
+        self._position += length
+        return content
