@@ -7,7 +7,7 @@ boxmill.start = () => {
   const BATCH = 60, CARD = { letters: 10, least: 64 }, STAGE = { letters: 14, least: 24 }; // pixels of the screen
 
   const usual = {
-    label: -1, low: 0, high: 1, show: "", split: "*", sort: by("sort").value, text: "",
+    label: -1, low: about.low, high: 1, show: "", split: "*", sort: by("sort").value, text: "",
     boxes: true, masks: true, skeletons: true, names: true, truth: false,
   };
   const view = { ...usual };
@@ -33,7 +33,7 @@ boxmill.start = () => {
       case "missed": return boxmill.missed(at, view).length > 0;
       case "right": return images.looked[at] && kept.length > 0 && !isWrong(at, kept);
       case "empty": return kept.length === 0;
-      default: return kept.length > 0 || (view.label < 0 && view.low === 0 && view.high === 1);
+      default: return kept.length > 0 || (view.label < 0 && view.low <= usual.low && view.high === 1);
     }
   };
   const scores = (at) => boxmill.objects(at, view).map((k) => images.s[at][k]);
@@ -118,6 +118,10 @@ boxmill.start = () => {
     extend();
     const objects = chosen.reduce((sum, at) => sum + boxmill.objects(at, view).length, 0);
     by("count").textContent = `${chosen.length.toLocaleString("en")} of ${count.toLocaleString("en")} images · ${objects.toLocaleString("en")} objects`;
+    if (usual.low > 0 && view.low === usual.low) {
+      const hidden = chosen.reduce((sum, at) => sum + images.s[at].filter((score) => score < view.low).length, 0);
+      by("count").append(` · ${hidden.toLocaleString("en")} below a score of ${view.low.toFixed(2)}`);
+    }
     // Observed anew, since a short list leaves its end where it was.
     end.disconnect();
     end.observe(by("more"));

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ _SHARD = 200  # images
 _THREADS = 8
 _QUALITY = 80
 _MOST_OBJECTS = 300  # drawn an image
+_CROWDED, _CLEAR = 20, 10  # objects an image: from where on the page opens with the best alone, and how many these are
+_MOST_HIDDEN = 0.3  # a score from which on nothing is hidden at first
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -135,6 +138,7 @@ def write_gallery(
         "shard": _SHARD,
         "predicted": predicted,
         "compared": predictions is not None and any(image.truth is not None for image, _ in chosen.images),
+        "low": _opening_score([entry["s"] for entry in entries]),
         "classes": list(chosen.label_map.names),
         "images": _columns(entries),
     }
@@ -149,6 +153,17 @@ def write_gallery(
         files=folder.files,
         size=folder.size,
     )
+
+
+def _opening_score(scores: Sequence[Sequence[float]]) -> float:
+    """The lowest score that is shown at first, in steps of the slider.
+
+    Label sets that are made to be measured keep a hundred doubtful boxes an image, under which nothing could be seen.
+    """
+    every = sorted((score for of_image in scores for score in of_image), reverse=True)
+    if len(every) <= _CROWDED * len(scores):
+        return 0.0
+    return min(_MOST_HIDDEN, math.floor(every[_CLEAR * len(scores)] * 100) / 100)
 
 
 def _title(dataset: Dataset, predictions: PredictionSet | None) -> str:

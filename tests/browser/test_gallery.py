@@ -282,3 +282,36 @@ def test_truth_alone_has_no_scores(running: Browser, made: Made, tmp_path: Path)
     shutil.rmtree(tmp_path / "g/data")
     running.open(tmp_path / "g/index.html")
     assert count(running) == "…"
+
+
+def test_doubtful_crowds_are_hidden_at_first(running: Browser, made: Made, tmp_path: Path) -> None:
+    """A label set that is made to be measured has many boxes an image that hide the picture."""
+    records, label_map = synthetic_records(2, 2)
+    dataset = write_dataset(tmp_path / "data", records, label_map)
+
+    def crowd(truth: Annotations) -> Annotations:
+        one, times = [0] * 30, 30
+        return replace(
+            truth,
+            ids=np.arange(1, times + 1),
+            **{name: getattr(truth, name)[one] for name in ("boxes_xywh", "category_ids", "area", "iscrowd")},
+            polygons=(None,) * times,
+            rles=(None,) * times,
+            keypoints=(None,) * times,
+            num_keypoints=np.zeros(times, np.int64),
+            scores=np.linspace(0.9, 0.025, times),
+            attributes=({},) * times,
+        )
+
+    rows = [replace(row, annotations=crowd(row.annotations), status="ok") for row in label_rows(records)]
+    write_gallery(str(tmp_path / "g"), dataset, write_guesses(dataset, rows, label_map), size=64)
+    running.open(tmp_path / "g/index.html")
+    running.wait("document.querySelectorAll('.shot .mark').length > 0")
+    shown = len([score for score in np.linspace(0.9, 0.025, 30) if score >= 0.3])
+    assert running.value("document.getElementById('low').value") == "0.3"
+    assert count(running) == f"4 of 4 images · {4 * shown} objects · {4 * (30 - shown)} below a score of 0.30"
+    set_to(running, "low", "0")
+    assert count(running) == "4 of 4 images · 120 objects"
+    running.open(tmp_path / "g/index.html", running.value("location.hash"))
+    running.wait("document.getElementById('count').textContent.includes('of')")
+    assert count(running) == "4 of 4 images · 120 objects"
