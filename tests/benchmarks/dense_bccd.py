@@ -68,10 +68,10 @@ _GRIDS = {"grids": (14, 7, 4), "box_unit": "anchor"}
 _LITE0_GRIDS = {"grids": (26, 13, 7), "box_unit": "anchor"}
 RECIPES: dict[str, Recipe] = {
     "ssd_grid_resnet34-ce": Recipe(
-        detector="ssd_grid_resnet34", epochs=20, image_size=224, options={**_GRIDS, "loss": "ce"}
+        detector="ssd_grid_resnet34", epochs=10, image_size=224, options={**_GRIDS, "loss": "ce"}
     ),
     "ssd_grid_resnet34-focal": Recipe(
-        detector="ssd_grid_resnet34", epochs=20, image_size=224, options={**_GRIDS, "loss": "focal"}
+        detector="ssd_grid_resnet34", epochs=10, image_size=224, options={**_GRIDS, "loss": "focal"}
     ),
     # GroupNorm does not mind two images a step, and it needs the steps; the first stage is a quarter of the arithmetic.
     "efficientdet_lite0": Recipe(
