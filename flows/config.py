@@ -149,8 +149,13 @@ class LabelConfig(LabelSettings):
         description="dataset reference, or URI of a folder, tar, tar.gz or zip of images, WebDataset tars or a URL list"
     )
     model: str = Field(description="directory that train wrote, any fsspec URL")
+    more_models: tuple[str, ...] = Field(
+        (), description="further models for the same images, which are read once; each has its own predictions"
+    )
     out: str | None = Field(
-        None, description="name of the predictions' label set; for a folder or archive the URI where they go"
+        None,
+        description="name of the predictions' label set, with several models followed by eight digits of each one's "
+        "digest; for a folder or archive the URI where they go",
     )
     splits: tuple[str, ...] | None = Field(None, description="splits of a dataset; none: all images")
     coco_results: str | None = Field(None, description="COCO results file to write as well, any fsspec URL")
@@ -159,8 +164,12 @@ class LabelConfig(LabelSettings):
     )
     ray_address: str | None = Field(None, description=RAY_ADDRESS)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.model, *self.more_models)
+
     def to_worker(self) -> label_config.LabelConfig:
-        return build(label_config.LabelConfig, self.model_dump())
+        return build(label_config.LabelConfig, self.model_dump(exclude={"more_models"}))
 
     def with_thresholds_read(self) -> LabelConfig:
         """With the numbers in place of the file that has them: it may lie elsewhere, or change."""

@@ -23,7 +23,9 @@ def _cache_key(context: Any, parameters: dict[str, Any]) -> str | None:
     except ValueError:
         # A folder or an archive: whether it has changed is known from listing it, which labelling does first.
         return None
-    return config_digest("label", config.with_thresholds_read(), images=images, model=digest_of_model(config.model))
+    return config_digest(
+        "label", config.with_thresholds_read(), images=images, model=[digest_of_model(uri) for uri in config.models]
+    )
 
 
 @task(name="label", cache_key_fn=_cache_key, **DURABLE)
@@ -36,7 +38,8 @@ def label(config: LabelConfig) -> Result:
     """Labels a dataset, or a folder, tar or zip; the same call again does only what is missing.
 
     Returns:
-        ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ``coco_results_uri``, ``seconds``, ``account``.
+        ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ``coco_results_uri``, ``seconds``, ``account``;
+        ``others`` with the same of further models.
     """
     return run_label(config)
 
@@ -44,8 +47,10 @@ def label(config: LabelConfig) -> Result:
 def run_label(config: LabelConfig) -> Result:
     """The task with its checks and artifacts, for any flow."""
     predictions = verified(label_task, config, predictions_are_there)
-    account = predictions.get("account")
-    show_table("predictions", {k: v for k, v in predictions.items() if k != "account"}, "Predictions")
-    if account is not None:
-        show_table("labelling-account", account_rows(account), "What labelling took")
+    for at, one in enumerate((predictions, *predictions["others"])):
+        behind = f"-{at + 1}" if at else ""
+        told = {k: v for k, v in one.items() if k not in ("account", "others")}
+        show_table(f"predictions{behind}", told, "Predictions")
+        if one["account"] is not None:
+            show_table(f"labelling-account{behind}", account_rows(one["account"]), "What labelling took")
     return predictions

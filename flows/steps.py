@@ -182,12 +182,16 @@ def shared_ray(config: LifecycleConfig) -> Iterator[None]:
 
 
 def label(config: LabelConfig, progress: Progress | None = None) -> Result:
-    """Images and model into predictions: ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ..."""
+    """Images and models into predictions: ``reference``, ``digest``, ``num_images``, ``num_quarantined``, ...
+
+    Those of the first model; of ``more_models`` the same is in ``others``.
+    """
     if _is_dashboard(config.ray_address):
         return _as_job("label", config.with_thresholds_read(), progress)
-    from workers import label
+    from workers.label import label_each
 
-    return asdict(label(config.to_worker(), progress))
+    first, *others = label_each(config.to_worker(), config.models, progress)
+    return {**asdict(first), "others": [asdict(other) for other in others]}
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Result:

@@ -54,7 +54,7 @@ def dataset_is_there(result: Result) -> bool:
 
 
 def predictions_are_there(result: Result) -> bool:
-    """The prediction set is, and so is its COCO results file where one was asked for."""
+    """The prediction sets are, and so is the COCO results file where one was asked for."""
     from pipelines.storage import split_uri
 
     results = result["coco_results_uri"]
@@ -62,7 +62,7 @@ def predictions_are_there(result: Result) -> bool:
         store, name = split_uri(results)
         if not store.exists(name):
             return False
-    return dataset_is_there(result)
+    return all(dataset_is_there(one) for one in (result, *result.get("others", ())))
 
 
 def model_is_there(result: Result) -> bool:

@@ -7,7 +7,9 @@ model and settings, a receipt says what is done, and the commit carries the plan
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.commits import DatasetVersion
@@ -23,12 +25,12 @@ from workers.label_duplicates import phases, save_tasks_once
 from workers.label_listing import LabelInput, open_input, refusals
 from workers.label_plan import LabelPlan, ModelFacts, describe, find_or_check, is_dataset_root, make_plan
 from workers.label_retry import retry
-from workers.label_run import run_plan, session
+from workers.label_run import Unfinished, run_plans, session
 from workers.label_tasks import save_tasks
 from workers.progress import Progress
 from workers.software import software_versions
 
-__all__ = ["LabelConfig", "PredictionSetRef", "label"]
+__all__ = ["LabelConfig", "PredictionSetRef", "label", "label_each"]
 
 _PACKAGES = ("boxmill", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow")
 
@@ -49,56 +51,138 @@ def label(config: LabelConfig, progress: Progress | None = None) -> PredictionSe
         ValueError: for a bad setting, input, model or category, before Ray starts.
         FileNotFoundError: there is no such model or archive.
     """
+    return label_each(config, (config.model,), progress)[0]
+
+
+def label_each(
+    config: LabelConfig, models: Sequence[str], progress: Progress | None = None
+) -> tuple[PredictionSetRef, ...]:
+    """As ``label``, with several models over one read of the images.
+
+    Each model has a plan, receipts, an account and a prediction set of its own, with the predictions that it would have
+    made alone; what several of them lack is read and decoded once. Reading and decoding are in the first one's account.
+
+    Args:
+        config: for all of them; its ``model`` is not looked at. With several models the label sets of a dataset are
+            named ``out``, a hyphen and eight digits of the model's digest.
+        models: URIs of model directories.
+        progress: see ``label``; an image is done when all of them have looked at it.
+    Returns:
+        One prediction set a model, in their order.
+    Raises:
+        ValueError, FileNotFoundError: as ``label``; or two models are the same.
+    """
     started = time.perf_counter()
-    model = describe(config.model)
+    described = [describe(uri) for uri in models]
+    _check_models(config, described)
     source = open_input(config)
-    plan = make_plan(config, source, model)
-    if source.kind != "dataset" and is_dataset_root(plan.root):
-        raise ValueError(f"out={redact(plan.root)} is a dataset; give these predictions a place of their own")
+    runs = [_Run.of(_of_model(config, model, source, several=len(models) > 1), source, model) for model in described]
     if config.retry is not None:
-        return retry(config, source, plan, model, progress)
-    made = find_or_check(source, plan)
-    job = Job(plan.root, plan.plan_id)
-    tasks = resumed = 0
-    if made is None:
-        # One Ray for all that comes in several parts.
-        with session(config) if config.near_duplicates else nullcontext():
-            facts, before = plan_facts(source, plan, model), 0.0
-            if not job.has_plan() and config.near_duplicates:
-                before = save_tasks_once(job, config, (source, plan, model), facts, progress)
-            elif not job.has_plan():
-                save_tasks(job, source, plan, facts)
-            tasks = job.plan().num_tasks
-            pending = job.missing(tasks)
-            resumed = tasks - len(pending)
-            run = None
+        return tuple(retry(run.config, source, run.plan, run.model, progress) for run in runs)
+    for run in runs:
+        run.made = find_or_check(source, run.plan)
+    left = [run for run in runs if run.made is None]
+    if left:
+        _label_missing(left, source, progress, started=started)
+    elif progress is not None:
+        progress("label", source.num_images, source.num_images)
+    return tuple(run.reference(seconds=time.perf_counter() - started) for run in runs)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Run:
+    """One model's part in a call.
+
+    Attributes:
+        config: with this model.
+        made: its version, once there is one.
+        tasks, resumed: of the plan, and of these done before; as ``PredictionSetRef`` tells them.
+    """
+
+    config: LabelConfig
+    plan: LabelPlan
+    model: ModelFacts
+    job: Job
+    made: DatasetVersion | None = None
+    tasks: int = 0
+    resumed: int = 0
+
+    @classmethod
+    def of(cls, config: LabelConfig, source: LabelInput, model: ModelFacts) -> _Run:
+        plan = make_plan(config, source, model)
+        if source.kind != "dataset" and is_dataset_root(plan.root):
+            raise ValueError(f"out={redact(plan.root)} is a dataset; give these predictions a place of their own")
+        return cls(config=config, plan=plan, model=model, job=Job(plan.root, plan.plan_id))
+
+    def reference(self, *, seconds: float) -> PredictionSetRef:
+        made, plan = self.made, self.plan
+        assert made is not None, "every run ends in a version"
+        if not self.tasks and self.job.has_plan():
+            # The version says all that is needed: nobody has to keep the plan of a finished run.
+            self.tasks = self.resumed = self.job.plan().num_tasks
+        account = read_account(plan.root, plan.plan_id)
+        return PredictionSetRef(
+            reference=made.reference,
+            digest=made.digest,
+            num_images=made.num_images,
+            num_objects=made.num_objects,
+            num_quarantined=int(made.ledger["images"]["quarantined"]),
+            coco_results_uri=_results(self.config, made),
+            seconds=seconds,
+            found=made.found,
+            tasks=self.tasks,
+            resumed=self.resumed,
+            account_uri=account_uri(plan.root, plan.plan_id) if account is not None else None,
+            account=account,
+        )
+
+
+def _check_models(config: LabelConfig, models: Sequence[ModelFacts]) -> None:
+    by_digest: dict[str, str] = {}
+    for model in models:
+        if model.digest in by_digest:
+            raise ValueError(
+                f"{redact(by_digest[model.digest])} and {redact(model.uri)} are the same model, digest "
+                f"{model.digest[:12]}; give each model once"
+            )
+        by_digest[model.digest] = model.uri
+    if not models:
+        raise ValueError("no model was given; give at least one")
+    if len(models) > 1 and config.coco_results is not None:
+        raise ValueError("coco_results with several models: write each one's with `boxmill export coco` afterwards")
+
+
+def _of_model(config: LabelConfig, model: ModelFacts, source: LabelInput, *, several: bool) -> LabelConfig:
+    out = config.out
+    if several and source.dataset is not None and out is not None:
+        out = f"{out}-{model.digest[:8]}"
+    return replace(config, model=model.uri, out=out)
+
+
+def _label_missing(runs: Sequence[_Run], source: LabelInput, progress: Progress | None, *, started: float) -> None:
+    """Label what the runs lack, all models together, and commit each plan."""
+    config, before, unfinished = runs[0].config, 0.0, []
+    # One Ray for all that comes in several parts.
+    with session(config) if config.near_duplicates else nullcontext():
+        for run in runs:
+            planned, facts = (source, run.plan, run.model), plan_facts(source, run.plan, run.model)
+            if not run.job.has_plan() and config.near_duplicates:
+                before += save_tasks_once(run.job, run.config, planned, facts, progress)
+            elif not run.job.has_plan():
+                save_tasks(run.job, source, run.plan, facts)
+            run.tasks = run.job.plan().num_tasks
+            pending = run.job.missing(run.tasks)
+            run.resumed = run.tasks - len(pending)
             if pending:
-                parts = phases(job, pending)
-                run = run_plan(pending, config, source, plan, model, progress, phases=parts, before=before)
-        sums = add_up(job.each_receipt())
+                parts = phases(run.job, pending)
+                unfinished.append(Unfinished(plan=run.plan, model=run.model, config=run.config, phases=parts))
+        done = run_plans(unfinished, source, progress, before=before) if unfinished else None
+    for run in runs:
+        sums = add_up(run.job.each_receipt())
+        price = config.price_per_hour
         # Before the commit: who finds the version finds what it took as well.
-        write_account(plan.root, sums.account(plan.plan_id, price_per_hour=config.price_per_hour, run=run))
-        made = _commit(source, plan, model, sums, seconds=time.perf_counter() - started)
-    else:
-        # The version says all that is needed: nobody has to keep the plan of a finished run.
-        tasks = resumed = job.plan().num_tasks if job.has_plan() else 0
-        if progress is not None:
-            progress("label", source.num_images, source.num_images)
-    account = read_account(plan.root, plan.plan_id)
-    return PredictionSetRef(
-        reference=made.reference,
-        digest=made.digest,
-        num_images=made.num_images,
-        num_objects=made.num_objects,
-        num_quarantined=int(made.ledger["images"]["quarantined"]),
-        coco_results_uri=_results(config, made),
-        seconds=time.perf_counter() - started,
-        found=made.found,
-        tasks=tasks,
-        resumed=resumed,
-        account_uri=account_uri(plan.root, plan.plan_id) if account is not None else None,
-        account=account,
-    )
+        write_account(run.plan.root, sums.account(run.plan.plan_id, price_per_hour=price, run=done))
+        run.made = _commit(source, run.plan, run.model, sums, seconds=time.perf_counter() - started)
 
 
 def plan_facts(source: LabelInput, plan: LabelPlan, model: ModelFacts) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class RunAccount:
         images_per_second: of these.
         model_busy: share of the workers' time in which the model worked, 0 to 1.
         workers: most at a time.
+        models: that looked at each image; all other numbers are of all of them together.
         cost_per_million_images: at the price that was given; None without one.
     """
 
@@ -35,6 +36,7 @@ class RunAccount:
     model_busy: float
     workers: int
     cost_per_million_images: float | None
+    models: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +81,11 @@ class RunClock:
     Args:
         workers: most at a time.
         before: seconds that the call has worked already.
+        models: that look at each image.
     """
 
-    def __init__(self, workers: int, *, before: float = 0.0) -> None:
-        self._workers = workers
+    def __init__(self, workers: int, *, before: float = 0.0, models: int = 1) -> None:
+        self._workers, self._models = workers, models
         self._started = time.perf_counter() - before
         self._model_seconds = 0.0
         self.images = self.failed = self.retries = 0
@@ -106,6 +109,7 @@ class RunClock:
             images_per_second=self.images / seconds,
             model_busy=min(1.0, self._model_seconds / (seconds * self._workers)),
             workers=self._workers,
+            models=self._models,
             cost_per_million_images=cost,
         )
 

@@ -46,7 +46,8 @@ COPIES = pa.schema(
 class CopyShard:
     """A Ray Data actor: writes the rows of one task of copies, one task a call; no model and no image is touched."""
 
-    def __init__(self, job: LabelJob, board: Any) -> None:
+    def __init__(self, jobs: Sequence[LabelJob], board: Any) -> None:
+        (job,) = jobs
         self._job, self._board = job, board
         self._tasks = Job(job.root, job.plan_id)
 

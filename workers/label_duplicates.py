@@ -86,7 +86,11 @@ def _look(config: LabelConfig, passed: Planned, progress: Progress | None) -> No
 
     if pending:
         run_tasks(
-            pending, lambda device: make_label_job(config, source, plan, model, device=device), config, told, LOOKING
+            [pending],
+            lambda device: [make_label_job(config, source, plan, model, device=device)],
+            config,
+            told,
+            LOOKING,
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from torch import Tensor
@@ -59,20 +59,30 @@ class InputThreads:
     chunk: int = CHUNK
 
 
-def decoded_images(
-    reader: ImageReader, task: pa.Table, preprocessing: Preprocessing | None, threads: InputThreads, clock: StageClock
-) -> Iterator[DecodedImage]:
-    """The images of a task in order, read and decoded ahead of their use.
+Decoded = tuple[DecodedImage, ...]
+"""One image as each of several models wants it."""
 
-    At most ``decoding + 2`` chunks of images are in memory, whatever the size of the task. Without preprocessing they
-    are not resized.
+
+def decoded_images(
+    reader: ImageReader,
+    task: pa.Table,
+    preprocessings: Sequence[Preprocessing | None],
+    threads: InputThreads,
+    clock: StageClock,
+) -> Iterator[Decoded]:
+    """The images of a task in order, read and decoded ahead of their use, once for all models.
+
+    At most ``decoding + 2`` chunks of images are in memory, whatever the size of the task.
+
+    Args:
+        preprocessings: of each model; None: it wants them as large as they are.
     """
     count = task.num_rows
-    pending: deque[Future[list[DecodedImage]]] = deque()
+    pending: deque[Future[list[Decoded]]] = deque()
     try:
         for first in range(0, count, threads.chunk):
             raw = threads.readers.submit(_read_chunk, reader, task, first, min(first + threads.chunk, count), clock)
-            pending.append(threads.decoders.submit(_decode_chunk, raw, preprocessing, clock))
+            pending.append(threads.decoders.submit(_decode_chunk, raw, preprocessings, clock))
             if len(pending) >= threads.decoding + _AHEAD:
                 yield from pending.popleft().result()
         while pending:
@@ -90,15 +100,34 @@ def _read_chunk(reader: ImageReader, task: pa.Table, first: int, last: int, cloc
 
 
 def _decode_chunk(
-    chunk: Future[list[RawImage]], preprocessing: Preprocessing | None, clock: StageClock
-) -> list[DecodedImage]:
+    chunk: Future[list[RawImage]], preprocessings: Sequence[Preprocessing | None], clock: StageClock
+) -> list[Decoded]:
     raw_images = chunk.result()
     with clock.timed("decode"):
-        return [decode(raw, preprocessing) for raw in raw_images]
+        return [decode_for_each(raw, preprocessings) for raw in raw_images]
 
 
 def decode(raw: RawImage, preprocessing: Preprocessing | None) -> DecodedImage:
     """Check, decode and resize one image (None: it stays as it is); what is wrong with it is told, not raised."""
+    return decode_for_each(raw, [preprocessing])[0]
+
+
+def decode_for_each(raw: RawImage, preprocessings: Sequence[Preprocessing | None]) -> Decoded:
+    """As ``decode``, once for several models; those that want one size share its pixels."""
+    whole = _decode(raw)
+    if whole.pixels is None:
+        return (whole,) * len(preprocessings)
+    sizes = [whole.size if p is None else fit_size(*whole.size, p) for p in preprocessings]
+    resized = {size: whole if size == whole.size else _resized(whole, size) for size in sizes}
+    return tuple(resized[size] for size in sizes)
+
+
+def _resized(image: DecodedImage, size: tuple[int, int]) -> DecodedImage:
+    assert image.pixels is not None, "a bad image has no size"
+    return replace(image, pixels=resize_image(image.pixels, size))
+
+
+def _decode(raw: RawImage) -> DecodedImage:
     place = RawImage(place=raw.place, offset=raw.offset, length=raw.length)
     if raw.failure is not None:
         return DecodedImage(raw=place, failure=raw.failure)
@@ -118,7 +147,7 @@ def decode(raw: RawImage, preprocessing: Preprocessing | None) -> DecodedImage:
     height, width = int(pixels.shape[1]), int(pixels.shape[2])
     return DecodedImage(
         raw=place,
-        pixels=pixels if preprocessing is None else resize_image(pixels, fit_size(height, width, preprocessing)),
+        pixels=pixels,
         size=(height, width),
         header=header,
         sha256=sha256,

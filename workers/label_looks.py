@@ -12,7 +12,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -136,7 +136,7 @@ def attempted(job: Job, board: Any, limit: int, task_id: int, work: Callable[[in
     """
     import ray
 
-    nothing: dict[str, Any] = {"images": 0, "failed": 0, "bytes": 0, "model_seconds": 0.0, "receipt": ""}
+    nothing: dict[str, Any] = {"images": 0, "failed": 0, "bytes": 0, "model_seconds": 0.0, "receipts": []}
     begun = ray.get(board.begun.remote(task_id))
     receipt = _receipt(job, task_id) if begun else None
     if receipt is None and begun >= limit:
@@ -153,7 +153,7 @@ def attempted(job: Job, board: Any, limit: int, task_id: int, work: Callable[[in
     extra = receipt.extra
     counts = {"images": int(extra["rows"]), "failed": int(extra.get("failed", 0))}
     done = {"task": task_id, "attempts": int(extra.get("attempts", 1)), "error_class": "", "error": ""}
-    return {**nothing, **done, **counts, "receipt": json.dumps(receipt.to_json(), ensure_ascii=False)}
+    return {**nothing, **done, **counts, "receipts": [json.dumps(receipt.to_json(), ensure_ascii=False)]}
 
 
 def _receipt(job: Job, task_id: int) -> Receipt | None:
@@ -166,7 +166,8 @@ def _receipt(job: Job, task_id: int) -> Receipt | None:
 class LooksShard:
     """A Ray Data actor: finds out what the images of one task look like, one task a call."""
 
-    def __init__(self, job: LabelJob, board: Any) -> None:
+    def __init__(self, jobs: Sequence[LabelJob], board: Any) -> None:
+        (job,) = jobs
         self._job, self._board = job, board
         self._tasks = Job(job.root, job.plan_id)
         self._reader = open_reader(job.input_kind, job.input_uri)

@@ -125,19 +125,34 @@ def select(prediction: Prediction, thresholds: Tensor, max_detections: int) -> P
 def batches_of_one_size(
     images: Iterator[DecodedImage], preprocessing: Preprocessing, batch_size: int
 ) -> Iterator[list[DecodedImage]]:
+    """See ``SizeBatches``."""
+    batches = SizeBatches(preprocessing, batch_size)
+    for image in images:
+        yield from batches.add(image)
+    yield from batches.rest()
+
+
+class SizeBatches:
     """Groups images by their padded size in model pixels, in order; failed ones come one by one.
 
     A batch is given out as soon as it is full; what remains of each size comes at the end.
     """
-    waiting: dict[tuple[int, ...], list[DecodedImage]] = {}
-    for image in images:
+
+    def __init__(self, preprocessing: Preprocessing, batch_size: int) -> None:
+        self._preprocessing, self._batch_size = preprocessing, batch_size
+        self._waiting: dict[tuple[int, ...], list[DecodedImage]] = {}
+
+    def add(self, image: DecodedImage) -> list[list[DecodedImage]]:
+        """The batches that are full with it, at most one."""
         if image.pixels is None:
-            yield [image]
-            continue
-        resized = fit_size(image.pixels.shape[1], image.pixels.shape[2], preprocessing)
-        size = tuple(-(-side // preprocessing.divisor) for side in resized)
-        batch = waiting.setdefault(size, [])
+            return [[image]]
+        resized = fit_size(image.pixels.shape[1], image.pixels.shape[2], self._preprocessing)
+        size = tuple(-(-side // self._preprocessing.divisor) for side in resized)
+        batch = self._waiting.setdefault(size, [])
         batch.append(image)
-        if len(batch) == batch_size:
-            yield waiting.pop(size)
-    yield from waiting.values()
+        return [self._waiting.pop(size)] if len(batch) == self._batch_size else []
+
+    def rest(self) -> list[list[DecodedImage]]:
+        """What is left when no more images come."""
+        left, self._waiting = list(self._waiting.values()), {}
+        return left

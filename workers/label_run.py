@@ -22,12 +22,36 @@ from workers.label_tasks import planned_images
 from workers.progress import Progress
 
 Finished = dict[str, Any]
-"""What a worker says of a task: ``task``, ``attempts``, ``error`` ("" where it is done), numbers; ``receipt``, JSON."""
+"""What a worker says of a task: ``task``, ``attempts``, ``error`` ("" where it is done), numbers; ``receipts``, JSON,
+by the jobs' places ("" for one that did not lack it)."""
 
 _MAX_BLOCKS = 1000
 _HEADROOM = 0.5
 _PAUSE_SECONDS = 2.0
 _MAX_PAUSE_SECONDS = 60.0
+
+
+Phase = tuple[Sequence[int], "Work"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Unfinished:
+    """What a plan lacks.
+
+    Attributes:
+        plan, model: of one model.
+        config: with that model.
+        phases: tasks without a receipt, in parts, one after the other, with who does them.
+    """
+
+    plan: LabelPlan
+    model: ModelFacts
+    config: LabelConfig
+    phases: Sequence[Phase]
+
+    @property
+    def pending(self) -> list[int]:
+        return sorted(task for tasks, _ in self.phases for task in tasks)
 
 
 def run_plan(
@@ -37,31 +61,37 @@ def run_plan(
     plan: LabelPlan,
     model: ModelFacts,
     progress: Progress | None,
-    *,
-    phases: Sequence[tuple[Sequence[int], Work]] | None = None,
-    before: float = 0.0,
 ) -> RunAccount:
-    """Label what a plan lacks, and add up what it takes; see ``run_tasks``.
+    """``run_plans`` of one plan, all of whose ``pending`` tasks are labelled."""
+    return run_plans(
+        [Unfinished(plan=plan, model=model, config=config, phases=[(pending, LABELLING)])], source, progress
+    )
+
+
+def run_plans(
+    unfinished: Sequence[Unfinished], source: LabelInput, progress: Progress | None, *, before: float = 0.0
+) -> RunAccount:
+    """Label what plans of the same images and tasks lack, and add up what it takes; see ``run_tasks``.
 
     Args:
-        pending: tasks without a receipt.
-        source: its ``num_images`` are the plan's.
+        unfinished: of each model; what several of them lack is read and decoded once.
+        source: its ``num_images`` are the plans'.
         progress: see ``workers.label.label``.
-        phases: the same tasks in parts, one after the other, with who does them; None: all at once, by labelling.
         before: seconds that this call has worked already.
     """
-    rows = planned_images(Job(plan.root, plan.plan_id))
-    resumed = source.num_images - sum(rows[task] for task in pending)
+    config = unfinished[0].config
+    rows = planned_images(Job(unfinished[0].plan.root, unfinished[0].plan.plan_id))
+    lacking = set().union(*(one.pending for one in unfinished))
+    resumed = source.num_images - sum(rows[task] for task in lacking)
     clock: RunClock | None = None
-
-    def make_job(device: str) -> LabelJob:
-        nonlocal clock
-        clock = clock or RunClock(min(config.workers, len(pending)), before=before)
-        return make_label_job(config, source, plan, model, device=device)
+    ended: set[int] = set()
 
     def told(finished: Finished) -> None:
         assert clock is not None, "workers tell something after they were told what to do"
-        clock.add(finished)
+        again = finished["task"] in ended  # by another plan, which copies on its own
+        clock.add({**finished, "images": 0, "failed": 0} if again else finished)
+        if not finished["error"]:
+            ended.add(finished["task"])
         if progress is not None:
             now = clock.account(config.price_per_hour)
             progress(
@@ -74,10 +104,26 @@ def run_plan(
                 quarantined=clock.failed,
             )
 
-    for tasks, work in phases or [(pending, LABELLING)]:
-        run_tasks(tasks, make_job, config, told, work)
-    assert clock is not None, "run_tasks made the job"
+    for work, parts in _together(unfinished):
+
+        def make_jobs(device: str, parts: Sequence[Part] = parts) -> list[LabelJob]:
+            nonlocal clock
+            clock = clock or RunClock(min(config.workers, len(lacking)), before=before, models=len(unfinished))
+            return [make_label_job(one.config, source, one.plan, one.model, device=device) for one, _ in parts]
+
+        run_tasks([tasks for _, tasks in parts], make_jobs, config, told, work)
+    assert clock is not None, "run_tasks made the jobs"
     return clock.account(config.price_per_hour)
+
+
+Part = tuple[Unfinished, Sequence[int]]
+
+
+def _together(unfinished: Sequence[Unfinished]) -> list[tuple[Work, list[Part]]]:
+    """All models label first, over one read; what is done without a model comes behind, plan by plan."""
+    labelled = [(one, tasks) for one in unfinished for tasks, work in one.phases if work.model]
+    rest = [(work, [(one, tasks)]) for one in unfinished for tasks, work in one.phases if not work.model]
+    return [(LABELLING, labelled), *rest] if labelled else rest
 
 
 def make_label_job(
@@ -125,10 +171,10 @@ def make_label_job(
 class LabelShard:
     """``label_actor.LabelShard`` as the driver names it: torch is imported where it works, and not in the driver."""
 
-    def __init__(self, job: LabelJob, board: Any) -> None:
+    def __init__(self, jobs: Sequence[LabelJob], board: Any) -> None:
         from workers import label_actor
 
-        self._label = label_actor.LabelShard(job, board)
+        self._label = label_actor.LabelShard(jobs, board)
 
     def __call__(self, row: Mapping[str, Any]) -> Finished:
         return self._label(row)
@@ -139,7 +185,8 @@ class Work:
     """What is done with tasks.
 
     Attributes:
-        actor: made with the job and the board, called with ``{"task": number}``; says ``Finished``.
+        actor: made with the jobs and the board, called with a task's number and the places of the jobs that lack it,
+            ``{"task": 3, "jobs": [0]}``; says ``Finished``.
         give_up: puts down the receipt of a task that failed each time.
         model: whether it needs one, and its GPUs.
     """
@@ -160,19 +207,19 @@ def session(config: LabelConfig) -> AbstractContextManager[str]:
 
 
 def run_tasks(
-    pending: Sequence[int],
-    make_job: Callable[[str], LabelJob],
+    pending: Sequence[Sequence[int]],
+    make_jobs: Callable[[str], Sequence[LabelJob]],
     config: LabelConfig,
     told: Callable[[Finished], None],
     work: Work = LABELLING,
 ) -> None:
-    """Label tasks until each has a receipt.
+    """Do tasks until each has a receipt.
 
     What fails is tried again when everything else was tried, up to ``max_attempts`` times, and then given up.
 
     Args:
-        pending: tasks without a receipt.
-        make_job: from the device (``cpu`` or ``cuda``) to what the workers are told.
+        pending: of each job, its tasks without a receipt; jobs are of the same images, cut into the same tasks.
+        make_jobs: from the device (``cpu`` or ``cuda``) to what the workers are told.
         config: pool, attempts and cluster.
         told: called with each attempt that ended, in this thread.
         work: what is done with them.
@@ -182,18 +229,24 @@ def run_tasks(
     """
     with session(config):
         gpus = gpus_per_worker(config) * work.model
-        label_job = make_job("cuda" if gpus else "cpu")
-        job = Job(label_job.root, label_job.plan_id)
-        num_tasks = job.plan().num_tasks
+        label_jobs = make_jobs("cuda" if gpus else "cpu")
+        folders = [Job(label_job.root, label_job.plan_id) for label_job in label_jobs]
+        num_tasks = folders[0].plan().num_tasks
+        lacking: dict[int, list[int]] = {}
+        for at, tasks in enumerate(pending):
+            for task in tasks:
+                lacking.setdefault(task, []).append(at)
         dead: list[FailedTask] = []
         board = _start_board()
-        left, bundle = list(pending), ReceiptBundle(job)
+        left, bundles = sorted(lacking), [ReceiptBundle(folder) for folder in folders]
         for attempt in range(1, config.max_attempts + 1):
             again = []
-            for finished in _stream(work.actor, left, label_job, config, gpus, board):
+            rows = [{"task": task, "jobs": lacking[task]} for task in left]
+            for finished in _stream(work.actor, rows, label_jobs, config, gpus, board):
                 told(finished)
                 if not finished["error"]:
-                    bundle.add(finished.get("receipt", ""))
+                    for bundle, receipt in zip(bundles, finished["receipts"]):
+                        bundle.add(receipt)
                     continue
                 failed = FailedTask(**{name: finished[name] for name in FailedTask.__slots__})
                 if failed.attempts < config.max_attempts and attempt < config.max_attempts:
@@ -206,9 +259,13 @@ def run_tasks(
             left = sorted(again)
             time.sleep(min(_MAX_PAUSE_SECONDS, _PAUSE_SECONDS * 2 ** (attempt - 1)))
         if dead:
-            check_failures(dead, num_tasks=num_tasks, num_done=len(job.done()), share=config.max_dead_share)
-        for failed in dead:
-            work.give_up(label_job, job, failed)
+            num_done = min(len(folder.done()) for folder in folders)
+            check_failures(dead, num_tasks=num_tasks, num_done=num_done, share=config.max_dead_share)
+            missing = [frozenset(folder.missing(num_tasks)) for folder in folders]
+            for failed in dead:
+                for at in lacking[failed.task]:
+                    if failed.task in missing[at]:
+                        work.give_up(label_jobs[at], folders[at], failed)
 
 
 def _start_board() -> Any:
@@ -222,18 +279,23 @@ def _start_board() -> Any:
 
 
 def _stream(
-    actor: type, pending: Sequence[int], job: LabelJob, config: LabelConfig, gpus: float, board: Any
+    actor: type,
+    pending: Sequence[Mapping[str, Any]],
+    jobs: Sequence[LabelJob],
+    config: LabelConfig,
+    gpus: float,
+    board: Any,
 ) -> Iterator[Finished]:
     """Tasks through a pool of actors; the engine replaces lost actors and gives their tasks to others."""
     import ray
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    tasks = ray.data.from_items([{"task": t} for t in pending], override_num_blocks=min(len(pending), _MAX_BLOCKS))
+    tasks = ray.data.from_items(list(pending), override_num_blocks=min(len(pending), _MAX_BLOCKS))
     most, least = (min(size, len(pending)) for size in (config.workers, config.min_workers or config.workers))
     done = tasks.map(
         actor,
-        fn_constructor_args=(job, board),
+        fn_constructor_args=(jobs, board),
         compute=ray.data.ActorPoolStrategy(
             min_size=least,
             max_size=most,

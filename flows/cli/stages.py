@@ -33,7 +33,13 @@ LIFECYCLE_HELP = """Run everything as one Prefect flow: ingest, baseline, train,
 Example: `boxmill lifecycle --out runs/one --set train.epochs=5 --set ingest.options.num_train=200`
 """
 
-Model = Annotated[str, typer.Option("--model", help="Model directory that train wrote, any fsspec URL.")]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        help="Model directory that train wrote, any fsspec URL; give it again for more over one read of the images.",
+    ),
+]
 
 
 @spread
@@ -105,7 +111,7 @@ def label(
             help="Dataset reference; or a folder, tar, tar.gz or zip of images, shard-{000..099}.tar, a .txt of URLs."
         ),
     ],
-    model: Model,
+    model: Models,
     out: Annotated[
         str | None,
         typer.Option("--out", help="Name of the predictions' label set; for a folder or archive the URI to write."),
@@ -152,7 +158,8 @@ def label(
         raise ValueError("--retry-failed and --retry-quarantined: give one, then the other")
     given = {
         "input": images,
-        "model": model,
+        "model": model[0],
+        "more_models": model[1:] or None,
         "out": out,
         "splits": split or None,
         "score_threshold": score_threshold,
@@ -170,10 +177,11 @@ def label(
     if console.mode.json:
         console.write_json(predictions)
     else:
-        account = predictions.pop("account", None)
-        console.show("Predictions", {name: value for name, value in predictions.items() if value is not None})
-        if account is not None:
-            console.show("What it took", account_rows(account))
+        for one in (predictions, *predictions["others"]):
+            shown = {k: v for k, v in one.items() if v is not None and k not in ("account", "others")}
+            console.show("Predictions", shown)
+            if one["account"] is not None:
+                console.show("What it took", account_rows(one["account"]))
     bad = predictions["num_quarantined"]
     if bad:
         console.warn(

@@ -18,14 +18,14 @@ from tests.integration.training import TINY
 THRESHOLD = 0.008
 
 
-def make_model(directory: Path, label_map: LabelMap, *, seed: int = 0) -> str:
+def make_model(directory: Path, label_map: LabelMap, *, seed: int = 0, image_size: int = 128) -> str:
     """A model directory; another seed is another model."""
     import torch
 
     import detectors
 
     torch.manual_seed(seed)
-    detector = detectors.create("retinanet_lite0", num_classes=len(label_map), image_size=128, **TINY)
+    detector = detectors.create("retinanet_lite0", num_classes=len(label_map), image_size=image_size, **TINY)
     detectors.save(detector, None, directory, categories=label_map.to_json())
     return str(directory)
 

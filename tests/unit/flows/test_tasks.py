@@ -39,6 +39,8 @@ def test_predictions_are_there_with_their_digest_and_their_results_file(tmp_path
     assert not predictions_are_there(result | {"coco_results_uri": str(results)})
     results.write_text("[]")
     assert predictions_are_there(result | {"coco_results_uri": str(results)})
+    assert predictions_are_there(result | {"others": [result]})
+    assert not predictions_are_there(result | {"others": [result, result | {"digest": "0" * 64}]})
 
 
 class Ended:

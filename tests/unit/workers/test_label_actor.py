@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from detectors.base import Preprocessing
 from detectors.structures import Prediction
 from pipelines.versions import open_dataset
 from tests.making import commit_records, record
-from workers.label_inputs import CHUNK, DecodedImage, InputThreads, decode, decoded_images
+from workers.label_inputs import CHUNK, DecodedImage, InputThreads, decode, decode_for_each, decoded_images
 from workers.label_model import batches_of_one_size, select
 from workers.label_readers import DatasetReader, RawImage
 from workers.label_stages import StageClock
@@ -25,10 +26,12 @@ PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=64
 
 @pytest.fixture
 def decoded():
-    """``decoded_images`` with two threads for each of reading and decoding."""
+    """``decoded_images`` for one model, with two threads for each of reading and decoding."""
     with ThreadPoolExecutor(4) as readers, ThreadPoolExecutor(2) as decoders:
         threads = InputThreads(readers=readers, decoders=decoders, decoding=2)
-        yield lambda reader, task: decoded_images(reader, task, PREPROCESSING, threads, StageClock())
+        yield lambda reader, task: (
+            image for (image,) in decoded_images(reader, task, [PREPROCESSING], threads, StageClock())
+        )
 
 
 def jpeg(width: int = 100, height: int = 50) -> bytes:
@@ -125,6 +128,19 @@ def test_batches_hold_one_padded_size_and_every_image_once():
 def test_an_image_may_stay_as_large_as_it_is():
     found = decode(RawImage(place=0, image=jpeg(100, 50)), None)
     assert found.pixels.shape == (3, 50, 100) and found.size == (50, 100)
+
+
+def test_several_models_share_what_is_decoded():
+    other = replace(PREPROCESSING, mean=(1.0, 1.0, 1.0))
+    small = replace(PREPROCESSING, size=32)
+    one, same, less, whole = decode_for_each(
+        RawImage(place=0, image=jpeg(100, 50)), [PREPROCESSING, other, small, None]
+    )
+    assert one.pixels is same.pixels and one.pixels.shape == (3, 32, 64)
+    assert less.pixels.shape == (3, 16, 32) and whole.pixels.shape == (3, 50, 100)
+    assert {image.size for image in (one, less, whole)} == {(50, 100)} and len({i.sha256 for i in (one, less)}) == 1
+    bad = decode_for_each(RawImage(place=0, image=b"text"), [PREPROCESSING, small])
+    assert [image.failure.error_class for image in bad] == ["BadImage"] * 2
 
 
 def test_the_best_above_the_threshold_are_kept():
