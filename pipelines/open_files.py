@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
@@ -27,13 +28,13 @@ class LocalNewFile:
     """A temporary file that is renamed.
 
     Args:
-        root: the store's folder.
+        place: gives the full path of one relative to the store's root.
         temporary: on the same disk.
         stream: of ``temporary``.
     """
 
-    def __init__(self, root: Path, temporary: Path, stream: IO[bytes]) -> None:
-        self._root, self._temporary, self._stream = root, temporary, stream
+    def __init__(self, place: Callable[[str], str], temporary: Path, stream: IO[bytes]) -> None:
+        self._place, self._temporary, self._stream = place, temporary, stream
 
     def write(self, content: bytes) -> None:
         self._stream.write(content)
@@ -41,7 +42,7 @@ class LocalNewFile:
     def publish(self, path: str) -> None:
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        target = self._root / path
+        target = Path(self._place(path))
         self._temporary.replace(target)
         sync_folder(target.parent)
 

@@ -121,6 +121,14 @@ class Store:
     def _full(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 
+    def _target(self, path: str) -> str:
+        """Where to write or delete. Names come from data sets too, and none of them leads out of the root."""
+        if path.startswith("/") or (".." in path and ".." in path.split("/")):
+            raise ValueError(
+                f"{path!r} leads out of {redact(self.uri)}; name a file below it, without '..' or a first '/'"
+            )
+        return self._full(path)
+
     def read_bytes(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
         if self.is_local:
@@ -180,7 +188,7 @@ class Store:
             temporary.replace(self._full(path))
             sync_folder(Path(self._full(path)).parent)
         else:
-            retrying(lambda: self.fs.pipe_file(self._full(path), bytes(content)), redact(self.join(path)))
+            retrying(lambda: self.fs.pipe_file(self._target(path), bytes(content)), redact(self.join(path)))
 
     @contextmanager
     def new_file(self, folder: str) -> Iterator[NewFile]:
@@ -188,12 +196,12 @@ class Store:
         if not self.is_local:
             yield RemoteNewFile(self)
             return
-        target = Path(self._full(folder))
+        target = Path(self._target(folder))
         target.mkdir(parents=True, exist_ok=True)
         temporary = target / f".part-{uuid.uuid4().hex}.tmp"
         try:
             with temporary.open("wb") as stream:
-                yield LocalNewFile(Path(self.root), temporary, stream)
+                yield LocalNewFile(self._target, temporary, stream)
         finally:
             # Half a file on a full disk would keep it full.
             temporary.unlink(missing_ok=True)
@@ -207,7 +215,7 @@ class Store:
                     new.write(content)
                 new.publish(path)
         else:
-            retrying(lambda: self.fs.put_file(str(local), self._full(path)), redact(self.join(path)))
+            retrying(lambda: self.fs.put_file(str(local), self._target(path)), redact(self.join(path)))
 
     def put_new(self, path: str, content: bytes) -> bool:
         """Create a file that must not exist yet; exactly one of many racing callers wins.
@@ -227,7 +235,7 @@ class Store:
                 f"{self.scheme}:// cannot create a file exclusively, so racing writers could corrupt "
                 f"{redact(self.uri)}; write to a local disk, s3:// or gs://"
             )
-        full = self._full(path)
+        full = self._target(path)
         for attempt in range(_CREATE_ATTEMPTS):
             try:
                 # A single conditional PUT; in this mode neither s3fs nor gcsfs cuts it into parts below 5 GB.
@@ -248,7 +256,7 @@ class Store:
     def remove(self, path: str) -> bool:
         """Delete a file if it is there; False where it is known that it was not (S3 does not tell)."""
         try:
-            retrying(lambda: self.fs.rm_file(self._full(path)), redact(self.join(path)))
+            retrying(lambda: self.fs.rm_file(self._target(path)), redact(self.join(path)))
         except FileNotFoundError:
             return False
         return True
@@ -290,7 +298,7 @@ class Store:
         return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in names)
 
     def _write_temporary(self, path: str, content: bytes | memoryview) -> Path:
-        target = Path(self._full(path))
+        target = Path(self._target(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
         try:

@@ -65,6 +65,28 @@ def test_memory_is_a_store_too() -> None:
         store.put_new("y", b"1")
 
 
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "a/..", "/x"])
+def test_nothing_is_written_or_removed_outside_the_root(scheme: str, path: str, tmp_path: Path) -> None:
+    root = str(tmp_path / "root") if scheme == "file" else f"memory://{tmp_path.name}/root"
+    store = Store.open(root)
+    (tmp_path / "x").write_bytes(b"mine")
+    (tmp_path / "local").write_bytes(b"theirs")
+    writes = [
+        lambda: store.write_bytes(path, b"theirs"),
+        lambda: store.upload(tmp_path / "local", path),
+        lambda: store.remove(path),
+    ]
+    if scheme == "file":
+        writes.append(lambda: store.put_new(path, b"theirs"))
+    for write in writes:
+        with pytest.raises(ValueError, match=r"leads out of .*root"):
+            write()
+    assert (tmp_path / "x").read_bytes() == b"mine"
+    assert store.list_files() == []
+    store.write_bytes("a..b/..c", b"a name with dots is no way out")
+
+
 def test_a_short_file_is_an_error(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     store.write_bytes("x", b"123")
