@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.exports.coco_ids import given_id, unique_ids
+from pipelines.exports.names import split_names
 from pipelines.records import LabelMap
 from pipelines.schema import LabelRow, load_json
 from pipelines.shards import ShardRef, read_image, read_image_columns, read_labels
@@ -54,18 +55,19 @@ def export_coco(
     unknown = sorted(set(splits or ()) - set(opened.splits))
     if unknown or not wanted:
         raise EmptyDataset(f"{opened.reference} has no split {unknown}; it has {sorted(opened.splits)}")
+    names = split_names(opened.splits, without=("annotations",))
     files, num_images, num_objects = {}, 0, 0
     for split in wanted:
         found = list(coco_rows(opened, split))
         document = coco_document(opened, split, found)
-        path = f"annotations/instances_{split or 'all'}.json"
+        path = f"annotations/instances_{names[split]}.json"
         store.write_bytes(path, json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
         files[split] = store.join(path)
         num_images += len(document["images"])
         num_objects += len(document["annotations"])
         if images:
             for row, shard, values in found:
-                store.write_bytes(f"{split or 'all'}/{coco_file_name(row, values)}", read_image(shard, row.row))
+                store.write_bytes(f"{names[split]}/{coco_file_name(row, values)}", read_image(shard, row.row))
     return CocoExport(files=files, num_images=num_images, num_objects=num_objects)
 
 

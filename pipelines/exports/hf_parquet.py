@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.exports.names import split_names
 from pipelines.exports.walk import (
     ExportImage,
     ExportReport,
@@ -75,8 +76,9 @@ def export_hf_parquet(
     schema = _SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": _features(opened.label_map)}})})
     files: dict[str, str] = {}
     num_images = num_objects = 0
+    names = split_names(opened.splits, unnamed="train")
     for split in choose_splits(opened, splits):
-        name = split or "train"
+        name = names[split]
         with tempfile.TemporaryDirectory(prefix="boxmill-export-") as folder:
             tables = _tables(walk(opened, [split]), opened.label_map, schema, images, losses)
             written, rows, objects = _write(tables, schema, Path(folder))

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pipelines.exports.coco import CocoExport, coco_document, coco_file_name, coco_rows
+from pipelines.exports.names import split_names
 from pipelines.exports.walk import choose_splits
 from pipelines.shards import read_image
 from pipelines.sources.coco_kinds import path_of_url
@@ -30,11 +31,12 @@ def export_lvis(
     """
     opened = open_dataset(dataset) if isinstance(dataset, str) else dataset
     store = Store.open(out_uri)
+    names = split_names(opened.splits)
     files, num_images, num_objects = {}, 0, 0
     for split in choose_splits(opened, splits):
         found = list(coco_rows(opened, split))
         document = _as_lvis(coco_document(opened, split, found))
-        path = f"annotations/lvis_{split or 'all'}.json"
+        path = f"annotations/lvis_{names[split]}.json"
         store.write_bytes(path, json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
         files[split] = store.join(path)
         num_images += len(document["images"])

@@ -40,14 +40,51 @@ def safe_names(
     return names
 
 
+def split_names(splits: Collection[str], *, unnamed: str = "all", without: Collection[str] = ()) -> dict[str, str]:
+    """What every split of a dataset is called in file names.
+
+    No name has a ``/``, is ``..`` or a device, and no two are equal, not even where case does not count. Most splits
+    keep their own.
+
+    Args:
+        splits: of the whole dataset: one is then called the same in an export of it alone.
+        unnamed: what the split without a name is called where no other one is; otherwise ``unnamed``.
+        without: names that mean something else in the format.
+    """
+    cleaned = {split: _clean("_".join(_words(split)) or "split") for split in splits if split}
+    # Whoever can keep the name has it, whatever others are made into.
+    order = sorted(cleaned, key=lambda split: (cleaned[split] != split, split != split.casefold(), split))
+    taken = {name.casefold() for name in without}
+    names = {}
+    for split in order:
+        names[split] = _free(cleaned[split], taken)
+    if "" in splits:
+        names[""] = unnamed if unnamed.casefold() not in taken else _free("unnamed", taken)
+    return names
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken; it is afterwards."""
+    for number in itertools.count(1):
+        found = name if number == 1 else f"{name}_{number}"
+        if found.casefold() not in taken:
+            taken.add(found.casefold())
+            return found
+    raise AssertionError("unreachable")
+
+
 def clean_path(image_id: str) -> str:
     """A path that is safe to write, before shared folders are left out and equal ones get numbers."""
     return "/".join(_parts(image_id, ()))
 
 
 def _parts(image_id: str, without: Collection[str]) -> list[str]:
-    *folders, name = [p for p in re.split(r"[/\\]", image_id) if p not in ("", ".", "..")] or ["image"]
+    *folders, name = _words(image_id) or ["image"]
     return [_clean(p) for p in folders if p not in without] + [_clean(name)]
+
+
+def _words(path: str) -> list[str]:
+    return [p for p in re.split(r"[/\\]", path) if p not in ("", ".", "..")]
 
 
 def _clean(part: str) -> str:

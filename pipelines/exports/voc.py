@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from pipelines.exports.names import split_names
 from pipelines.exports.walk import (
     ExportImage,
     ExportReport,
@@ -66,8 +67,9 @@ def export_voc(
 
     write_files(store, files())
     written = {}
+    names = split_names(opened.splits, unnamed="train")
     for split, stems in lists.items():
-        path = f"ImageSets/Main/{split or 'train'}.txt"
+        path = f"ImageSets/Main/{names[split]}.txt"
         store.write_bytes(path, "".join(f"{stem}\n" for stem in stems).encode())
         written[split] = store.join(path)
     return ExportReport(

@@ -6,11 +6,13 @@ Labels are fractions of the upright picture, as YOLO trainers see it. Numbers ha
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from copy import copy
 from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
 
+from pipelines.exports.names import split_names
 from pipelines.exports.outlines import joined, outlines
 from pipelines.exports.walk import (
     ExportImage,
@@ -35,6 +37,8 @@ _CARRIES: dict[Task, tuple[str, ...]] = {
     "segment": ("polygons", "rle"),
     "pose": ("keypoints",),
 }
+# Words of data.yaml, and the folders that trainers put in each other's place: no split is called so.
+_RESERVED = ("path", "names", "nc", "kpt_shape", "flip_idx", "kpt_names", "channels", "download", "images", "labels")
 
 
 def export_yolo(
@@ -70,13 +74,14 @@ def export_yolo(
     counts = {"images": 0, "objects": 0}
     label_map = opened.label_map
     num_keypoints = _num_keypoints(label_map) if task == "pose" else 0
+    folders = split_names(opened.splits, without=_RESERVED)
 
     def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
         for image in walk(opened, splits, by_split=True, by_stem=True, without=("images", "labels")):
             if image.annotations is None:
                 losses.add("image that nobody has looked at", image.image_id)
                 continue
-            place = f"{image.split or 'all'}/{image.name}"
+            place = f"{folders[image.split]}/{image.name}"
             lines = _lines(image, label_map, task, crowd, num_keypoints, losses)
             counts["images"] += 1
             counts["objects"] += len(lines)
@@ -86,7 +91,7 @@ def export_yolo(
                 yield f"images/{place}", image.read
 
     write_files(store, files())
-    chosen = choose_splits(opened, splits)
+    chosen = {split: folders[split] for split in choose_splits(opened, splits)}
     config = yaml.safe_dump(_config(chosen, label_map, task, num_keypoints), sort_keys=False, allow_unicode=True)
     store.write_bytes("data.yaml", config.encode())
     return ExportReport(
@@ -99,11 +104,16 @@ def export_yolo(
     )
 
 
-def _config(splits: list[str], label_map: LabelMap, task: Task, num_keypoints: int) -> dict[str, Any]:
+def _config(folders: dict[str, str], label_map: LabelMap, task: Task, num_keypoints: int) -> dict[str, Any]:
     # Without `path`: trainers then take the folder of the file.
-    config: dict[str, Any] = {name or "train": f"images/{name or 'all'}" for name in splits}
+    config: dict[str, Any] = {name: f"images/{name}" for split, name in folders.items() if split}
+    if "" in folders:
+        # What has no split is for training, beside what is said to be.
+        unnamed = f"images/{folders['']}"
+        config = {"train": [config.pop("train"), unnamed] if "train" in config else unnamed} | config
     config.setdefault("train", next(iter(config.values())))
-    config.setdefault("val", config["train"])
+    # A copy: the same list twice would become a YAML alias, which not every reader takes.
+    config.setdefault("val", copy(config["train"]))
     config["names"] = dict(enumerate(label_map.names))
     if task == "pose":
         config["kpt_shape"] = [num_keypoints, 3]
