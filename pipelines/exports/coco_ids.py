@@ -23,11 +23,14 @@ def unique_ids(given: Mapping[str, int]) -> dict[str, int]:
 def given_id(coco_image_id: int, extra: str | None) -> int:
     """The source's own id, which is kept apart where two splits of it numbered their images alike.
 
+    A source that is not COCO may have a column of that name, which is an id only where it is a whole number.
+
     Args:
         coco_image_id: of the dataset, where it is unique.
         extra: the image's, JSON.
     """
-    return int(load_json(extra).get("id", coco_image_id))
+    found = load_json(extra).get("id")
+    return found if type(found) is int else coco_image_id
 
 
 def coco_image_ids(dataset: Dataset, splits: Collection[str] | None = None) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from pipelines.shards import read_labels
 from pipelines.sources import open_source
 from pipelines.versions import open_dataset
 from tests.evaluated import write_guesses
-from tests.making import coco_document, coco_images, write_coco
+from tests.making import coco_document, coco_images, commit_records, record, write_coco
 from tests.unit.pipelines.test_predictions import found_in
 from workers.ingest import ingest
 
@@ -54,6 +55,15 @@ def test_one_results_file_for_both_is_refused(clashing, tmp_path):
     predictions = write_guesses(clashing, read_rows(clashing), clashing.label_map)
     with pytest.raises(ValueError, match=r"both have the id 1 .*one split at a time"):
         to_coco_results(predictions, str(tmp_path / "both.json"))
+
+
+@pytest.mark.parametrize("other", ["abc", True, 1.5, None, {"a": 1}])
+def test_an_id_that_is_no_whole_number_is_not_an_image_id(tmp_path, other: Any):
+    records = [replace(record(1), extra={"id": other}), replace(record(2), extra={"id": 77})]
+    version = commit_records(tmp_path / "d", records, plan_id="p")
+    exported = export_coco(version.reference, str(tmp_path / "out"))
+    found = json.loads(Path(exported.files["train"]).read_text())
+    assert [i["id"] for i in found["images"]] == [records[0].coco_image_id, 77]
 
 
 def read_rows(dataset):
