@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipelines.exports.walk import (
     walk,
 )
 from pipelines.records import LabelMap
+from pipelines.sources.frames import stored_to_upright, upright_size
 from pipelines.storage import Store
 from pipelines.versions import Dataset
 
@@ -59,8 +61,9 @@ def export_hf_parquet(
 ) -> ExportReport:
     """Write a dataset version as ``data/<split>-00000-of-0000N.parquet``.
 
-    Boxes are xywh in pixels of the stored frame, categories the labels 0..C-1 with their names in the metadata.
-    Images that nobody has looked at have null objects.
+    Boxes are xywh in pixels of the upright picture, which is what ``datasets`` decodes, and so are width and height;
+    categories are the labels 0..C-1 with their names in the metadata. Images that nobody has looked at have null
+    objects.
 
     Args:
         dataset: a reference, or an opened dataset.
@@ -141,22 +144,25 @@ def _tables(
 def _row(image: ExportImage, label_map: LabelMap, images: bool, losses: Losses) -> dict[str, Any]:
     found = image.annotations
     objects = None
+    width, height = upright_size(image.width, image.height, image.orientation)
     if found is None:
         losses.add("image that nobody has looked at has null objects", image.image_id)
     else:
         count_losses(image, losses, ("crowd",))
+        boxes = replace(found, rles=(None,) * len(found))  # masks are not written: turning them would be in vain
+        boxes = stored_to_upright(boxes, image.orientation, (image.width, image.height))
         objects = {
             "id": found.ids.tolist(),
             "area": found.area.tolist(),
-            "bbox": found.boxes_xywh.tolist(),
+            "bbox": boxes.boxes_xywh.tolist(),
             "category": label_map.to_labels(found.category_ids).tolist(),
             "iscrowd": found.iscrowd.tolist(),
         }
     return {
         "image": {"bytes": image.read() if images else None, "path": image.name},
         "image_id": image.coco_image_id,
-        "width": image.width,
-        "height": image.height,
+        "width": width,
+        "height": height,
         "objects": objects,
     }
 

@@ -109,7 +109,7 @@ def drawn_on(annotations: Annotations, shown: tuple[int, int] | None, record: Fr
         BadImage: the tool showed a picture of another size: not this one.
     """
     width, height = record.width, record.height
-    upright = (height, width) if record.exif_orientation >= _QUARTER else (width, height)
+    upright = upright_size(width, height, record.exif_orientation)
     if shown is None or (shown == (width, height) and (record.exif_orientation == 1 or shown != upright)):
         return annotations
     if shown != upright:
@@ -154,6 +154,19 @@ def _is_mask(rle: Rle, size: tuple[int, int]) -> bool:
     return True
 
 
-def stored_to_upright(annotations: Annotations, orientation: int) -> Annotations:
-    """The inverse of ``upright_to_stored``: what a viewer shows. Every turn but a quarter is its own inverse."""
-    return upright_to_stored(annotations, {6: 8, 8: 6}.get(orientation, orientation))
+def stored_to_upright(
+    annotations: Annotations, orientation: int, sides: tuple[float, float] = (1.0, 1.0)
+) -> Annotations:
+    """The inverse of ``upright_to_stored``: what a viewer shows. Every turn but a quarter is its own inverse.
+
+    Args:
+        annotations: in the units of ``sides``.
+        orientation: EXIF, 1 to 8.
+        sides: width and height of the stored picture.
+    """
+    return upright_to_stored(annotations, {6: 8, 8: 6}.get(orientation, orientation), sides)
+
+
+def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    """Width and height of a stored picture as a viewer shows it."""
+    return (height, width) if orientation >= _QUARTER else (width, height)

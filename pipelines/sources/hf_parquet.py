@@ -1,5 +1,8 @@
 """Hugging Face object detection in Parquet: ``image`` struct of bytes and path, ``objects`` struct of lists.
 
+Whoever loads such a table sees the upright picture, and boxes lie there; but where a row's ``width`` and ``height`` are
+those of the stored one, they lie in that.
+
 Class names come from the ``huggingface`` metadata of the schema (``ClassLabel``). Annotations are read on the driver
 without touching the image columns; a worker reads the images of one row group at a time.
 """
@@ -23,13 +26,13 @@ from pipelines.ledger import LedgerEntry
 from pipelines.records import Category, ImageRecord, LabelMap
 from pipelines.sources import SourceItem, record_from_bytes
 from pipelines.sources.drawn import NO_BOX, UNKNOWN_CATEGORY, Box, Drawn, gather, to_pixels
+from pipelines.sources.frames import upright_size, upright_to_stored
 from pipelines.storage import FileStat, Store, absolute, read_uri, redact, split_uri
 
 BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xyxy_relative", "cxcywh_relative", "xywh_relative"]
 _CATEGORY_FIELDS = ("category", "category_id", "categories", "label", "labels", "class")
 _BOX_FIELDS = ("bbox", "bboxes", "box", "boxes")
 _KNOWN = frozenset({"id", "area", "iscrowd", "is_crowd", *_CATEGORY_FIELDS, *_BOX_FIELDS})
-_OURS = ("width", "height")
 _SHARD = re.compile(r"(?P<split>[A-Za-z_]+?)[-_.]\d+[-_]of[-_]\d+")
 
 
@@ -119,6 +122,7 @@ class HfParquetSource:
         for number, file in enumerate(self.files):
             split = _guess_split(file) if self.split is None else self.split
             for group, row, objects, extra, size in self._rows(file):
+                shown = _whole(extra.pop("width", None)), _whole(extra.pop("height", None))
                 path = next(place)
                 unnamed = f"{file.rsplit('/', 1)[-1].removesuffix('.parquet')}/{group}-{row}"
                 yield SourceItem(
@@ -127,7 +131,7 @@ class HfParquetSource:
                     size=size,
                     split=split,
                     annotations=None if objects is None else gather([self._drawn(o, ids) for o in objects]),
-                    payload={"file": number, "group": group, "row": row},
+                    payload={"file": number, "group": group, "row": row, "shown": list(shown)},
                     extra=extra,
                 )
 
@@ -154,9 +158,15 @@ class HfParquetSource:
             raise BadImage("the image column of the row is null")
         image = values["bytes"] if values.get("bytes") is not None else _read_beside(uri, str(values["path"]))
         record = record_from_bytes(item, image)
-        if item.annotations is None or not self._is_relative:
+        found = item.annotations
+        if found is None:
             return record
-        return replace(record, annotations=to_pixels(item.annotations, record.width, record.height))
+        size = (record.width, record.height)
+        upright = upright_size(*size, record.exif_orientation)
+        # A plan that is older than this says nothing of sizes.
+        if size == upright or tuple(item.payload.get("shown", ())) != size:
+            found = upright_to_stored(found, record.exif_orientation, (1.0, 1.0) if self._is_relative else upright)
+        return replace(record, annotations=to_pixels(found, *size) if self._is_relative else found)
 
     @cached_property
     def _images(self) -> _RowGroups:
@@ -184,7 +194,7 @@ class HfParquetSource:
         """(row group, row in it, objects, plain values of other columns, bytes to expect)."""
         opened = _open(file)
         has_objects = self.objects_column in opened.schema_arrow.names
-        plain = [f.name for f in opened.schema_arrow if _is_plain_type(f.type) and f.name not in _OURS]
+        plain = [f.name for f in opened.schema_arrow if _is_plain_type(f.type)]
         for group in range(opened.num_row_groups):
             metadata = opened.metadata.row_group(group)
             size = metadata.total_byte_size // max(1, metadata.num_rows)
@@ -296,6 +306,10 @@ def _categories(objects: Sequence[Mapping[str, Any]]) -> Iterator[int | str]:
         found = next((values[k] for k in _CATEGORY_FIELDS if values.get(k) is not None), None)
         if isinstance(found, (int, str)) and not isinstance(found, bool):
             yield found
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int else None
 
 
 def _to_xywh(box: Any, format_: BoxFormat) -> Box:
