@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.exports.coco_ids import given_id, unique_ids
+from pipelines.exports.coco_names import NamedImage, coco_file_names
 from pipelines.exports.names import split_names
 from pipelines.records import LabelMap
 from pipelines.schema import LabelRow, load_json
@@ -16,7 +17,9 @@ from pipelines.sources.coco_objects import annotations_to_json, category_to_json
 from pipelines.storage import Store
 from pipelines.versions import Dataset, EmptyDataset, open_dataset
 
-_IMAGE_COLUMNS = ("image_id", "url", "license", "extra")
+_IMAGE_COLUMNS = ("image_id", "url", "format", "license", "extra")
+Found = Sequence[tuple[LabelRow, ShardRef, dict[str, Any]]]
+"""Label rows with the shard and the columns of their images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,8 @@ def export_coco(
     """Write a dataset version as COCO JSON.
 
     Ids are the source's wherever they are unique in a file; otherwise (VOC numbers objects from 1 in every image)
-    they are numbered from 1. Images that nobody has looked at are written without annotations.
+    they are numbered from 1. Images that nobody has looked at are written without annotations. A ``file_name`` is the
+    source's own, or else the image's id, where that is a path; otherwise a safe one.
 
     Args:
         dataset: a reference, or an opened dataset.
@@ -59,15 +63,16 @@ def export_coco(
     files, num_images, num_objects = {}, 0, 0
     for split in wanted:
         found = list(coco_rows(opened, split))
-        document = coco_document(opened, split, found)
+        file_names = coco_file_names(map(named, found))
+        document = coco_document(opened, split, found, file_names)
         path = f"annotations/instances_{names[split]}.json"
         store.write_bytes(path, json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
         files[split] = store.join(path)
         num_images += len(document["images"])
         num_objects += len(document["annotations"])
         if images:
-            for row, shard, values in found:
-                store.write_bytes(f"{names[split]}/{coco_file_name(row, values)}", read_image(shard, row.row))
+            for row, shard, _ in found:
+                store.write_bytes(f"{names[split]}/{file_names[row.image_id]}", read_image(shard, row.row))
     return CocoExport(files=files, num_images=num_images, num_objects=num_objects)
 
 
@@ -82,10 +87,19 @@ def coco_rows(dataset: Dataset, split: str) -> Iterator[tuple[LabelRow, ShardRef
             yield row, shard, {name: values[row.row] for name, values in columns.items()}
 
 
-def coco_document(
-    dataset: Dataset, split: str, found: Sequence[tuple[LabelRow, ShardRef, dict[str, Any]]]
-) -> dict[str, Any]:
-    """One split as a COCO document, of all its rows."""
+def named(found: tuple[LabelRow, ShardRef, dict[str, Any]]) -> NamedImage:
+    """What the image of a row could be called by."""
+    row, _, values = found
+    return NamedImage(
+        image_id=row.image_id,
+        url=values["url"] or "",
+        format=values["format"],
+        extra=load_json(values["extra"]),
+    )
+
+
+def coco_document(dataset: Dataset, split: str, found: Found, file_names: Mapping[str, str]) -> dict[str, Any]:
+    """One split as a COCO document, of all its rows; ``file_names`` are by image id."""
     ids_by_image = unique_ids({row.image_id: given_id(row.coco_image_id, v["extra"]) for row, _, v in found})
     ids = [ids_by_image[row.image_id] for row, _, _ in found]
     about = _about(dataset, split)
@@ -100,7 +114,8 @@ def coco_document(
         "licenses": [],
         **about,
         "images": [
-            _image_to_json(image_id, row, values) for image_id, (row, _, values) in zip(ids, found, strict=True)
+            _image_to_json(image_id, file_names[row.image_id], row, values)
+            for image_id, (row, _, values) in zip(ids, found, strict=True)
         ],
         "annotations": annotations,
         "categories": _categories(dataset.label_map),
@@ -116,24 +131,12 @@ def _about(dataset: Dataset, split: str) -> dict[str, Any]:
     return {}
 
 
-def _image_to_json(image_id: int, row: LabelRow, values: dict[str, Any]) -> dict[str, Any]:
+def _image_to_json(image_id: int, file_name: str, row: LabelRow, values: dict[str, Any]) -> dict[str, Any]:
     extra = load_json(values["extra"])
-    known = {"id": image_id, "width": row.width, "height": row.height, "file_name": coco_file_name(row, values)}
+    known = {"id": image_id, "width": row.width, "height": row.height, "file_name": file_name}
     if "coco_url" not in extra and values["url"]:
         known["coco_url"] = values["url"]
     return {**extra, **known}
-
-
-def coco_file_name(row: LabelRow, values: dict[str, Any]) -> str:
-    """Path of an image below its split's folder.
-
-    Raises:
-        ValueError: it leads out of there.
-    """
-    name = str(load_json(values["extra"]).get("file_name", row.image_id))
-    if name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"image {row.image_id!r} has the file name {name!r}, which leaves the export's folder")
-    return name
 
 
 def _categories(label_map: LabelMap) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Collection, Sequence
 
-from pipelines.sources.archive_formats import IMAGE_SUFFIXES
+from pipelines.sources.archive_formats import IMAGE_SUFFIXES, is_image_name
 
 _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -15,7 +15,12 @@ _MAX_BYTES = 180  # of one part; file systems allow 255, and a suffix may follow
 
 
 def safe_names(
-    image_ids: Sequence[str], *, flat: bool = False, by_stem: bool = False, without: Collection[str] = ()
+    image_ids: Sequence[str],
+    *,
+    flat: bool = False,
+    by_stem: bool = False,
+    without: Collection[str] = (),
+    taken: Collection[str] = (),
 ) -> dict[str, str]:
     """A relative path for every image id.
 
@@ -27,17 +32,25 @@ def safe_names(
         flat: join folders and name with ``__`` instead, spaces become ``_``: such names are words in lists.
         by_stem: no two paths are equal without their suffix either: each image gets a text file beside it.
         without: folders to leave out wherever they occur.
+        taken: paths that are given away.
     """
     parts = {image_id: _parts(image_id, without) for image_id in image_ids}
     shared = _shared_folders(list(parts.values()))
-    taken = _Taken(by_stem=by_stem)
+    given = _Taken(by_stem=by_stem)
+    for path in taken:
+        given.note(*_split_suffix(path))
     names = {}
     for image_id, found in parts.items():
         own = found[shared:]
         path = re.sub(r"\s", "_", "__".join(own)) if flat else "/".join(own)
         stem, suffix = _split_suffix(path)
-        names[image_id] = taken.add(stem, suffix)
+        names[image_id] = given.add(stem, suffix)
     return names
+
+
+def with_suffix(name: str, format_: str) -> str:
+    """The name with the suffix of an image's format, where it has none."""
+    return name if is_image_name(name) else f"{name}.{'jpg' if format_ == 'jpeg' else format_}"
 
 
 def split_names(splits: Collection[str], *, unnamed: str = "all", without: Collection[str] = ()) -> dict[str, str]:
@@ -129,12 +142,16 @@ class _Taken:
             name = stem if number == 1 else f"{stem}-{number}"
             if self._is_free(name.casefold(), suffix.casefold()):
                 break
-        key = name.casefold()
+        self.note(name, suffix)
+        return name + suffix
+
+    def note(self, stem: str, suffix: str) -> None:
+        """The name is given away."""
+        key = stem.casefold()
         self._names.add(key + suffix.casefold())
         self._stems.add(key)
         if not suffix:
             self._bare.add(key)
-        return name + suffix
 
     def _is_free(self, stem: str, suffix: str) -> bool:
         if self._by_stem or not suffix:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from pipelines.exports.names import safe_names
+from pipelines.exports.names import safe_names, with_suffix
 from pipelines.records import Annotations
 from pipelines.schema import load_json
 from pipelines.shards import ShardRef, read_image, read_image_columns, read_labels
-from pipelines.sources.archive_formats import is_image_name
 from pipelines.storage import Store
 from pipelines.versions import Dataset, EmptyDataset, open_dataset
 
@@ -136,7 +135,7 @@ def walk(
         columns = read_image_columns(shard, _COLUMNS).to_pydict() if rows else {}
         for row in rows:
             yield ExportImage(
-                name=_with_suffix(names[row.image_id], columns["format"][row.row]),
+                name=with_suffix(names[row.image_id], columns["format"][row.row]),
                 image_id=row.image_id,
                 coco_image_id=row.coco_image_id,
                 split=row.split,
@@ -151,10 +150,6 @@ def walk(
                 row=row.row,
                 routed=row.extra.get("route", {}),
             )
-
-
-def _with_suffix(name: str, format_: str) -> str:
-    return name if is_image_name(name) else f"{name}.{'jpg' if format_ == 'jpeg' else format_}"
 
 
 def write_files(store: Store, files: Iterator[tuple[str, Callable[[], bytes]]]) -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipelines.exports import find_export
 from pipelines.exports.coco import export_coco
 from pipelines.sources import open_source
 from pipelines.versions import EmptyDataset
@@ -50,12 +52,45 @@ def test_an_unlabelled_image_has_no_annotations(tmp_path: Path) -> None:
     assert (exported.num_images, exported.num_objects) == (1, 0)
 
 
-def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
-    for number, name in enumerate(("../x.jpg", "/etc/x.jpg", "a/../../x.jpg")):
-        uri = tmp_path / f"d{number}"
-        version = commit_records(uri, [replace(record(1), image_id=name)], plan_id="p")
-        with pytest.raises(ValueError, match="leaves the export's folder"):
-            export_coco(version.reference, str(tmp_path / "out"), images=True)
+def exported_names(folder: Path, given: list[tuple[str, Any]], kind: str = "coco") -> list[str]:
+    """File names in an export of images that have these ids, and this ``file_name`` unless it is None."""
+    records = [
+        replace(record(i), image_id=image_id, split="train", extra={} if name is None else {"file_name": name})
+        for i, (image_id, name) in enumerate(given, start=1)
+    ]
+    version = commit_records(folder / "d", records, plan_id="p")
+    out = folder / "out"
+    report = find_export(kind)(version.reference, str(out), images=True)
+    names = [image["file_name"] for image in json.loads(Path(report.files["train"]).read_text())["images"]]
+    below = out / "train" if kind == "coco" else out
+    assert [(below / name).read_bytes() for name in names] == [r.image for r in records]
+    written = {str(path) for path in folder.rglob("*") if path.is_file() and folder / "d" not in path.parents}
+    assert written == {str(below / name) for name in names} | set(report.files.values())
+    return names
+
+
+@pytest.mark.parametrize("kind", ["coco", "lvis"])
+def test_names_that_leave_the_folder_become_safe_ones(tmp_path: Path, kind: str) -> None:
+    ids = ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg", "etc/x.jpg", ".", "good/y.jpg"]
+    names = exported_names(tmp_path, [(image_id, None) for image_id in ids], kind)
+    assert names == ["x.jpg", "etc/x-2.jpg", "a/x.jpg", "etc/x.jpg", "image.jpg", "good/y.jpg"]
+
+
+def test_the_file_names_of_coco_sources_are_kept(tmp_path: Path) -> None:
+    given = [("train2017/1.jpg", "1.jpg"), ("train2017/a/1.jpg", "a/1.jpg"), ("2.jpg", "2.jpg")]
+    assert exported_names(tmp_path, given) == ["1.jpg", "a/1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["coco", "lvis"])
+def test_a_file_name_that_two_images_have_names_neither(tmp_path: Path, kind: str) -> None:
+    """A column of a table may be called so, and hold the end of a path, anything or nothing."""
+    given = [("0/a.jpg", "a.jpg"), ("1/a.jpg", "a.jpg"), ("b.jpg", "/data/b.jpg"), ("c.jpg", 7), ("d.jpg", "x.jpg")]
+    assert exported_names(tmp_path, given, kind) == ["0/a.jpg", "1/a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+
+
+def test_an_image_is_not_written_over_the_annotations(tmp_path: Path) -> None:
+    given = [("annotations/lvis_train.json", None), ("b.jpg", None)]
+    assert exported_names(tmp_path, given, "lvis") == ["lvis_train.json.jpg", "b.jpg"]
 
 
 def test_unknown_splits_are_named(tmp_path: Path) -> None:
