@@ -174,7 +174,7 @@ def check_annotations(
     annotations, renamed = _rename_twins(annotations)
     changed = 0
     for i in np.flatnonzero(keep):
-        odd = sorted(_UNDERSTOOD & annotations.attributes[i].keys()) if annotations.attributes else []
+        odd = _odd(annotations.attributes[i]) if annotations.attributes else []
         reasons = [mended[str(i)]] if mended and str(i) in mended else []
         reasons += ["annotation id given twice, this one gets a new id"] if i in renamed else []
         reasons += ["box clipped to the image"] if clip[i] else []
@@ -191,6 +191,12 @@ def check_annotations(
     if clip.any():
         annotations = replace(annotations, boxes_xywh=np.where(clip[:, None], clipped, boxes))
     return annotations if keep.all() else take(annotations, np.flatnonzero(keep))
+
+
+def _odd(attributes: Mapping[str, Any]) -> list[str]:
+    """What the source could not make sense of; a crowd flag may only be noted there."""
+    found = sorted(_UNDERSTOOD & attributes.keys())
+    return [name for name in found if name != "iscrowd" or attributes[name] not in (0, 1, None)]
 
 
 def _rename_twins(annotations: Annotations) -> tuple[Annotations, frozenset[int]]:

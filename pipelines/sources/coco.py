@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from pipelines.ledger import LedgerEntry
 from pipelines.records import ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
+from pipelines.sources.coco_kinds import NamedByUrl
 from pipelines.sources.coco_objects import parse_annotations, parse_categories
 from pipelines.sources.coco_staging import Read, Staging, is_key, stream_file
 from pipelines.sources.coco_twins import mended_twins
@@ -43,10 +44,14 @@ class CocoSource:
     ``image_id`` is the path of the image below its folder (``file_name``). Where two splits have the same
     ``file_name``, all ids are prefixed with the names of the splits' folders. A file without one annotation (COCO's
     ``image_info_*``) says of no image that it is empty: its images come unlabelled.
+
+    Attributes:
+        noted: fields that some annotations of the format have: see ``parse_annotations``.
     """
 
     kind: ClassVar[str] = "coco"
     splits: tuple[CocoSplit, ...]
+    noted: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -155,12 +160,12 @@ class CocoSource:
                     size=stat.size,
                     split=split.name,
                     coco_image_id=None if ids_clash else image["id"],
-                    annotations=parse_annotations(objects) if found.annotated else None,
+                    annotations=parse_annotations(objects, noted=self.noted) if found.annotated else None,
                     mended=mended_twins(objects),
                     declared_size=_declared_size(image),
                     license=licenses.get(image.get("license"), ""),
                     url=str(image.get("coco_url") or image.get("flickr_url") or ""),
-                    extra={k: v for k, v in image.items() if k not in ("width", "height") and (k != "id" or ids_clash)},
+                    extra=_extra(image, ids_clash),
                 )
             yield from staging.orphans(number, split, seen_ids)
 
@@ -195,6 +200,14 @@ def _refusal(image: Mapping[str, Any], stat: FileStat | None, taken: str | None,
     if taken is not None:
         return "image file already used by another entry"
     return "image file missing" if stat is None else None
+
+
+def _extra(image: Mapping[str, Any], ids_clash: bool) -> dict[str, Any]:
+    """What an export gives back beside what has a column of its own."""
+    known = {"width", "height", *(() if ids_clash else ("id",))}
+    # An export would not be equal with a name that the file does not have.
+    known |= {"file_name"} if isinstance(image, NamedByUrl) else set()
+    return {k: v for k, v in image.items() if k not in known}
 
 
 def _declared_size(image: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -15,12 +15,16 @@ def path_of_url(coco_url: Any) -> str | None:
     return "/".join(parts[-2:]) if len(parts) >= 2 and ".." not in parts else None
 
 
+class NamedByUrl(dict[str, Any]):
+    """An image whose ``file_name`` is ours, not its file's."""
+
+
 def named_by_url(image: dict[str, Any]) -> dict[str, Any]:
     """An image with a ``file_name``: LVIS v1 has none, its place is the end of ``coco_url``."""
     if "file_name" in image:
         return image
     path = path_of_url(image.get("coco_url"))
-    return image if path is None else {**image, "file_name": path}
+    return image if path is None else NamedByUrl(image, file_name=path)
 
 
 def is_caption(annotation: Any) -> bool:

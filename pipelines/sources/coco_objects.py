@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,11 +73,12 @@ def category_to_json(category: Category) -> dict[str, Any]:
     return values | dict(category.extra)
 
 
-def parse_annotations(objects: Sequence[Mapping[str, Any]]) -> Annotations:
+def parse_annotations(objects: Sequence[Mapping[str, Any]], *, noted: Collection[str] = ()) -> Annotations:
     """The annotations of one image.
 
     A missing or malformed box becomes NaN and a bad category id ``NO_CATEGORY``: the checks drop them, with a reason.
     An id, area, crowd flag, segmentation or keypoints that are not COCO's are kept under ``attributes`` as they are.
+    So are sound ones that are ``noted``: an export then tells who had them from who had not.
     """
     n = len(objects)
     polygons: list[Polygons | None] = []
@@ -91,6 +92,7 @@ def parse_annotations(objects: Sequence[Mapping[str, Any]]) -> Annotations:
         rles.append(rle)
         keypoints.append(_parse_keypoints(other))
         other |= {k: values[k] for k, is_sound in _SOUND.items() if k in values and not is_sound(values[k])}
+        other |= {k: values[k] for k in noted if k in values}
         attributes.append(other)
     return Annotations(
         ids=np.array([_integer(a.get("id"), i + 1) for i, a in enumerate(objects)], np.int64),

@@ -15,7 +15,6 @@ from pipelines.ledger import LedgerEntry
 from pipelines.records import ImageRecord, LabelMap
 from pipelines.sources import SourceItem
 from pipelines.sources.coco import CocoSource
-from pipelines.sources.coco_kinds import path_of_url
 from pipelines.storage import FileStat, Store, absolute
 
 
@@ -48,8 +47,11 @@ class LvisSource:
         """
         if annotations is not None:
             images = images or _guess_images(absolute(annotations))
-            return cls(coco=CocoSource.open(annotations=annotations, images=images, split=split))
-        return cls(coco=CocoSource.open(splits=splits))
+            coco = CocoSource.open(annotations=annotations, images=images, split=split)
+        else:
+            coco = CocoSource.open(splits=splits)
+        # LVIS has no crowd flags, but files that are made like it do.
+        return cls(coco=replace(coco, noted=("iscrowd",)))
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -67,13 +69,7 @@ class LvisSource:
         return self.coco.about()
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
-        for found in self.coco.scan():
-            if isinstance(found, SourceItem) and found.extra.get("file_name") == path_of_url(
-                found.extra.get("coco_url")
-            ):
-                # The name is ours, not the file's: an export would not be equal with it.
-                found = replace(found, extra={k: v for k, v in found.extra.items() if k != "file_name"})
-            yield found
+        return self.coco.scan()
 
     def load(self, item: SourceItem) -> ImageRecord:
         return self.coco.load(item)

@@ -104,6 +104,29 @@ def test_lvis_round_trip_is_equal_in_value(tmp_path):
     assert (again.num_images, again.num_objects) == (version.num_images, version.num_objects)
 
 
+def test_lvis_with_names_and_crowd_flags_of_its_own_gets_them_back(tmp_path):
+    """Some who make files like LVIS's add what COCO has; some of it may be there on some images only."""
+    document = lvis_document(9)
+    path = write_lvis(tmp_path / "in", document)
+    document["images"][1]["file_name"] = "train2017/000000000001.jpg"  # as the URL ends
+    document["images"][2]["file_name"] = "other.jpg"
+    (tmp_path / "in/other.jpg").write_bytes(jpeg(2))
+    for annotation, flag in zip(document["annotations"], (0, False, 1, None)):
+        annotation["iscrowd"] = flag
+    assert "iscrowd" not in document["annotations"][4]
+    Path(path).write_text(json.dumps(document))
+    version = ingest(open_source("lvis", annotations=path), str(tmp_path / "out"))
+    assert version.ledger["annotations"]["imported"] == len(document["annotations"])
+    report = find_export("lvis")(version.reference, str(tmp_path / "back"), images=True)
+    found = json.loads(Path(report.files["train"]).read_text())
+    for part in ("images", "annotations"):
+        assert by_id(found[part]) == by_id(document[part])
+    assert [a.get("iscrowd", "none") is False for a in found["annotations"]].count(True) == 1
+    for image in document["images"]:
+        name = image.get("file_name", "/".join(image["coco_url"].split("/")[-2:]))
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
+
+
 def test_lvis_reads_as_coco_too_and_hostile_urls_do_not(tmp_path):
     document = lvis_document(4)
     document["images"][1]["coco_url"] = "http://x/../../etc/passwd"
