@@ -10,10 +10,9 @@ from typing import Any
 from pipelines.exports.coco_ids import given_id, unique_ids
 from pipelines.exports.coco_names import NamedImage, coco_file_names
 from pipelines.exports.names import split_names
-from pipelines.records import LabelMap
 from pipelines.schema import LabelRow, load_json
 from pipelines.shards import ShardRef, read_image, read_image_columns, read_labels
-from pipelines.sources.coco_objects import annotations_to_json, category_to_json
+from pipelines.sources.coco_objects import annotations_to_json, categories_to_json
 from pipelines.storage import Store
 from pipelines.versions import Dataset, EmptyDataset, open_dataset
 
@@ -118,12 +117,12 @@ def coco_document(dataset: Dataset, split: str, found: Found, file_names: Mappin
             for image_id, (row, _, values) in zip(ids, found, strict=True)
         ],
         "annotations": annotations,
-        "categories": _categories(dataset.label_map),
+        "categories": categories_to_json(dataset.label_map, about.get("categories", ())),
     }
 
 
 def _about(dataset: Dataset, split: str) -> dict[str, Any]:
-    """``info`` and ``licenses`` of the newest COCO ingest that had this split."""
+    """``info``, ``licenses`` and odd categories of the newest COCO ingest that had this split."""
     for commit in dataset.history():
         found = commit.metadata.get("provenance", {})
         if found.get("source") in ("coco", "lvis") and split in found["about"]:
@@ -137,7 +136,3 @@ def _image_to_json(image_id: int, file_name: str, row: LabelRow, values: dict[st
     if "coco_url" not in extra and values["url"]:
         known["coco_url"] = values["url"]
     return {**extra, **known}
-
-
-def _categories(label_map: LabelMap) -> list[dict[str, Any]]:
-    return [category_to_json(c) for c in label_map.categories]

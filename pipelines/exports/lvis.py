@@ -59,7 +59,7 @@ def _as_lvis(document: dict[str, Any], found: Found) -> dict[str, Any]:
         **document,
         "images": [_image(image, row.image_id, load_json(values["extra"])) for image, (row, _, values) in images],
         "annotations": [_without(a, "iscrowd", a["iscrowd"] == 0 and not has) for a, has in flags],
-        "categories": [_without(c, "supercategory", not c["supercategory"]) for c in document["categories"]],
+        "categories": [_without(c, "supercategory", not c.get("supercategory")) for c in document["categories"]],
     }
 
 

@@ -19,7 +19,7 @@ from pipelines.ledger import LedgerEntry
 from pipelines.records import ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
 from pipelines.sources.coco_kinds import NamedByUrl
-from pipelines.sources.coco_objects import parse_annotations, parse_categories
+from pipelines.sources.coco_objects import odd_categories, parse_annotations, parse_categories
 from pipelines.sources.coco_staging import Read, Staging, is_key, stream_file
 from pipelines.sources.coco_twins import mended_twins
 from pipelines.storage import FileStat, Store, absolute, redact, split_uri
@@ -111,8 +111,8 @@ class CocoSource:
         return {folder: _list_images(folder) for folder in sorted({s.images for s in self.splits})}
 
     def about(self) -> dict[str, Any]:
-        """``info`` and ``licenses`` of each split's annotation file, as they are."""
-        return {s.name: self._headers[s.annotations].other for s in self.splits}
+        """``info`` and ``licenses`` of each split's annotation file, as they are, and what is odd in its categories."""
+        return {s.name: _about(self._headers[s.annotations]) for s in self.splits}
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
         with tempfile.TemporaryDirectory(prefix="boxmill-coco-") as folder:
@@ -189,6 +189,11 @@ class _Header:
 
     categories: list[Any]
     other: dict[str, Any]
+
+
+def _about(header: _Header) -> dict[str, Any]:
+    odd = odd_categories(header.categories)
+    return {**header.other, "categories": odd} if odd else header.other
 
 
 def _refusal(image: Mapping[str, Any], stat: FileStat | None, taken: str | None, again: bool) -> str | None:

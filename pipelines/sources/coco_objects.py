@@ -61,6 +61,30 @@ def _parse_category(values: Mapping[str, Any], name: str) -> Category:
         raise ValueError(f"{name}: category {values!r} needs an integer 'id' and a 'name'") from None
 
 
+def odd_categories(categories: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that ``category_to_json`` would not give back: of empty keypoints, or keypoints without a skeleton.
+
+    A supercategory that is not there is not looked for.
+    """
+    return [c for c in categories if category_to_json(_parse_category(c, "")) != {"supercategory": "", **c}]
+
+
+def categories_to_json(label_map: LabelMap, given: Iterable[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """COCO's categories.
+
+    Args:
+        label_map: the categories.
+        given: what was odd in a source's file; that of a category that is still the same is written as it was.
+    """
+    known = {c["id"]: c for c in given}
+    return [
+        dict(known[c.category_id])
+        if c.category_id in known and _parse_category(known[c.category_id], "") == c
+        else category_to_json(c)
+        for c in label_map.categories
+    ]
+
+
 def category_to_json(category: Category) -> dict[str, Any]:
     values: dict[str, Any] = {
         "supercategory": category.supercategory,

@@ -46,6 +46,26 @@ def test_category_ids_with_gaps_and_zero_are_kept(tmp_path: Path) -> None:
     assert [a["category_id"] for a in found["annotations"]] == [0, 7, 0]
 
 
+def test_categories_are_given_back_with_what_is_empty_or_missing(tmp_path: Path) -> None:
+    document = coco_document(2)
+    ways: list[dict[str, Any]] = [
+        {"keypoints": [], "skeleton": []},
+        {"keypoints": ["nose", "tail"]},
+        {"keypoints": None},
+        {"skeleton": []},
+        {"keypoints": ["nose", "tail"], "skeleton": []},
+        {},
+    ]
+    document["categories"] = [{"supercategory": "", **c} for c in document["categories"]] + [
+        {"supercategory": "animal", "id": 900 + i, "name": f"way {i}", **way} for i, way in enumerate(ways)
+    ]
+    source = open_source("coco", **write_coco(tmp_path, "train", document, coco_images(2)))
+    exported = export_coco(ingest(source, str(tmp_path / "d")).reference, str(tmp_path / "out"))
+    assert json.loads(Path(exported.files["train"]).read_text())["categories"] == document["categories"]
+    assert set(source.about()["train"]["categories"][0]) == {"supercategory", "id", "name", "keypoints", "skeleton"}
+    assert [c["id"] for c in source.about()["train"]["categories"]] == [900, 901, 902, 903]
+
+
 def test_an_unlabelled_image_has_no_annotations(tmp_path: Path) -> None:
     version = commit_records(tmp_path / "d", [record(6)], plan_id="p")
     exported = export_coco(version.reference, str(tmp_path / "out"))
