@@ -142,6 +142,11 @@ class ReceiptSums:
         for stage, seconds in extra.get("stages", {}).items():
             self._stages[stage] += seconds
 
+    @property
+    def num_labelled(self) -> int:
+        """Images with predictions."""
+        return sum(file.rows for file in self.files) - self._failed
+
     def account(self, plan_id: str, *, price_per_hour: float | None, run: RunAccount | None) -> LabelAccount:
         return LabelAccount(
             plan_id=plan_id,

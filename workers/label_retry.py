@@ -14,6 +14,7 @@ from pipelines import delta
 from pipelines.commits import describe_version
 from pipelines.jobs import Job, make_plan_id
 from pipelines.label_commits import commit_revision, revised_metadata, rewrite_label_file
+from pipelines.prediction_makers import differences
 from pipelines.predictions import STATUS_FAILED, PredictionSet, open_predictions
 from pipelines.quarantine import LABEL, forget_quarantined
 from pipelines.references import Reference, parse_reference
@@ -31,7 +32,6 @@ from workers.progress import Progress
 
 Retried = Literal["failed", "quarantined"]
 RETRY = "retry"
-_CUT_BY_SIZE = "task_images"  # of a repaired archive it may be another, and no prediction depends on it
 
 
 class _Nothing(Exception):
@@ -69,10 +69,10 @@ def retry(
     """
     started = time.perf_counter()
     assert config.retry is not None
-    failed = find_failed(_predictions(source, plan, model), config.retry)
+    failed = find_failed(_predictions(source, plan, model), config.retry, plan.settings["splits"])
     wanted = parse_reference(failed.predictions.reference)
-    again = replace(plan, plan_id=_plan_id(failed, source, model), label_set=wanted.label_set)
-    job = Job(again.root, again.plan_id)
+    job = _job(plan.root, failed, source, model)
+    again = replace(plan, plan_id=job.plan_id, label_set=wanted.label_set)
     tasks = list(_tasks(failed, source, again.task_images))
     account: LabelAccount | None = None
     reference, mended = failed.predictions.reference, 0
@@ -119,22 +119,26 @@ def _predictions(source: LabelInput, plan: LabelPlan, model: ModelFacts) -> Pred
 
 
 def _made_by(provenance: Mapping[str, Any], source: LabelInput, plan: LabelPlan, model: ModelFacts) -> bool:
-    settings = dict(provenance.get("settings", {}))
-    ours = {name: value for name, value in plan.settings.items() if name != _CUT_BY_SIZE}
-    settings.pop(_CUT_BY_SIZE, None)
+    """Of one set several calls may have labelled a split each; of a repaired archive tasks may be of another size."""
+    ours = {"model": {"digest": model.digest}, "settings": plan.settings}
     return (
-        settings == ours
-        and provenance.get("model", {}).get("digest") == model.digest
+        "routed" not in provenance  # a part of the set, under a name of its own
+        and not differences(provenance, ours)
         and (source.dataset is not None or provenance.get("input", {}).get("uri") == redact(source.uri))
     )
 
 
-def find_failed(predictions: PredictionSet, what: Retried) -> FailedImages:
-    """The rows that failed in labelling as a whole task ("failed"), or in reading or decoding ("quarantined")."""
+def find_failed(predictions: PredictionSet, what: Retried, splits: Collection[str] | None = None) -> FailedImages:
+    """The rows that failed in labelling as a whole task ("failed"), or in reading or decoding ("quarantined").
+
+    Args:
+        splits: only images of these; None for all.
+    """
     rows: dict[str, list[LabelRow]] = {}
     for shard in predictions.labels.shards:
         for row in read_labels(shard):
-            if row.status == STATUS_FAILED and _of_task(row) == (what == "failed"):
+            asked = splits is None or row.split in splits
+            if asked and row.status == STATUS_FAILED and _of_task(row) == (what == "failed"):
                 rows.setdefault("" if predictions.is_archive else shard.image_path, []).append(row)
     return FailedImages(predictions=predictions, rows=rows)
 
@@ -143,14 +147,29 @@ def _of_task(row: LabelRow) -> bool:
     return (row.error or "").partition(":")[0] == LABEL
 
 
-def _plan_id(failed: FailedImages, source: LabelInput, model: ModelFacts) -> str:
-    """The version is named by its digest: what was mended is another plan's business."""
+def _job(root: str, failed: FailedImages, source: LabelInput, model: ModelFacts) -> Job:
+    """The retry that is under way, or mended something; a new one where all before it are done and mended nothing."""
+    generation = 0
+    while True:
+        job = Job(root, _plan_id(failed, source, model, generation))
+        if not job.has_plan() or job.missing() or add_up(job.each_receipt()).num_labelled:
+            return job
+        generation += 1
+
+
+def _plan_id(failed: FailedImages, source: LabelInput, model: ModelFacts, generation: int) -> str:
+    """The version is named by its digest: what was mended is another plan's business.
+
+    Args:
+        generation: how many retries of the same have mended nothing.
+    """
     return make_plan_id(
         job="label-retry",
         base=failed.predictions.labels.digest,
         images=make_plan_id(images=failed.image_ids),
         input=source.digest,
         model=model.digest,
+        **({"generation": generation} if generation else {}),
     )
 
 
@@ -225,9 +244,8 @@ def _replace_rows(root: str, wanted: Reference, files: Sequence[ShardFile], plan
 
 def _merged(table: pa.Table, mended: pa.Table) -> pa.Table | None:
     """A label file's rows with those that are mended in place of failed ones; None where there are none."""
-    failed = pc.and_(
-        pc.equal(table["status"], STATUS_FAILED), pc.is_in(table["image_id"], value_set=pa.array(_ids(mended)))
-    )
+    ids = pa.array(_ids(mended), pa.string())  # typed: of nothing it would be of no type
+    failed = pc.and_(pc.equal(table["status"], STATUS_FAILED), pc.is_in(table["image_id"], value_set=ids))
     if not pc.any(failed).as_py():
         return None
     mine = mended.filter(pc.is_in(mended["image_id"], value_set=table.filter(failed)["image_id"].combine_chunks()))
