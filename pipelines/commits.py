@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipelines import delta
 from pipelines.ledger import Ledger
 from pipelines.lineage import PURGE, lineage, transaction_of
+from pipelines.prediction_makers import check_made_alike
 from pipelines.records import LabelMap
 from pipelines.references import (
     CategoryMismatch,
@@ -100,7 +101,8 @@ def commit_labels(
 ) -> DatasetVersion:
     """Commit a plan's label files: the commit point of a dataset version or of a prediction set.
 
-    A further plan on the same label set appends its images; its categories must be the same.
+    A further plan on the same label set appends its images; its categories must be the same, and so must be the model
+    and the settings of predictions.
 
     Args:
         uri, label_set: where.
@@ -115,6 +117,7 @@ def commit_labels(
         schema: of the files: LABELS, or more columns behind those.
     Raises:
         CategoryMismatch, DuplicateImages, EmptyDataset.
+        ValueError: the label set is of the other kind, or its predictions were made otherwise.
     """
     if not sum(f.rows for f in files):
         raise EmptyDataset(f"not one image to commit to {redact(uri)}")
@@ -124,6 +127,9 @@ def commit_labels(
         old = before.metadata
         if old:
             _check_kind(store.uri, label_set, before, label_map, kind)
+            if kind == "predictions" and before.files:
+                where = redact(format_reference(store.uri, label_set, before.version))
+                check_made_alike(where, old.get("provenance") or {}, provenance or {})
             if unique_images:
                 _check_new(store.uri, label_set, before, _image_ids(store.uri, label_set, [f.path for f in files]))
         paths = sorted({f"labels/{label_set}/{f.path}" for f in before.files} | {f.path for f in files})

@@ -80,7 +80,7 @@ def label_each(
     if config.retry is not None:
         return tuple(retry(run.config, source, run.plan, run.model, progress) for run in runs)
     for run in runs:
-        run.made = find_or_check(source, run.plan)
+        run.made = find_or_check(source, run.plan, run.model)
     left = [run for run in runs if run.made is None]
     if left:
         _label_missing(left, source, progress, started=started)

@@ -13,6 +13,7 @@ from typing import Any
 from detectors.description import read_description
 from pipelines.commits import DatasetVersion, find_version
 from pipelines.jobs import make_plan_id
+from pipelines.prediction_makers import check_made_alike
 from pipelines.records import Category, LabelMap
 from pipelines.references import CategoryMismatch, DuplicateImages, EmptyDataset, check_label_set_name
 from pipelines.schema import SCHEMA_VERSION
@@ -207,12 +208,12 @@ def _in_model_order(label_map: LabelMap, model: LabelMap) -> LabelMap:
     return LabelMap(categories=tuple(by_name[name] for name in model.names))
 
 
-def find_or_check(source: LabelInput, plan: LabelPlan) -> DatasetVersion | None:
+def find_or_check(source: LabelInput, plan: LabelPlan, model: ModelFacts) -> DatasetVersion | None:
     """The version that this plan has made; None where the way is free.
 
     Raises:
         DuplicateImages: the label set holds other predictions for these images: told before any work is done.
-        ValueError: the label set holds truth.
+        ValueError: the label set holds truth, or predictions of another model or other settings for other images.
     """
     found = find_version(plan.root, plan.label_set, plan.plan_id)
     if found is not None or plan.label_set not in list_label_sets(plan.root):
@@ -232,6 +233,9 @@ def find_or_check(source: LabelInput, plan: LabelPlan) -> DatasetVersion | None:
                 f"{where} already has predictions of {len(twice)} of these images, made with another model, input "
                 f"version or settings; choose another name with out=, for example {plan.label_set}-{plan.plan_id[:4]}"
             )
+    if old.num_images:
+        ours = {"model": {"uri": redact(model.uri), "digest": model.digest}, "settings": plan.settings}
+        check_made_alike(where, old.metadata.get("provenance") or {}, ours)
     return None
 
 

@@ -202,7 +202,7 @@ def plan(uri: str) -> Job:
     )
     source = open_input(config)
     made = make_plan(config, source, model)
-    assert find_or_check(source, made) is None
+    assert find_or_check(source, made, model) is None
     job = Job(made.root, made.plan_id)
     save_tasks(job, source, made, plan_facts(source, made, model))
     assert len(job.missing()) == job.plan().num_tasks

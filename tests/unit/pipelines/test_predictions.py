@@ -77,12 +77,12 @@ def prediction_rows(failed: int = 4) -> list[LabelRow]:
     ]
 
 
-def commit(dataset: str, plan_id: str = "plan", rows: list[LabelRow] | None = None):
+def commit(dataset: str, plan_id: str = "plan", rows: list[LabelRow] | None = None, model: str = "abc"):
     opened = open_dataset(dataset)
     store, rows = Store.open(opened.uri), rows or prediction_rows()
     stem = shard_stem(opened.shards[0].image_path)
     # Two tasks of one image shard: the reader takes any number of label files for it.
-    files = [write_predictions(store, "pred-x", stem, part) for part in (rows[:3], rows[3:])]
+    files = [write_predictions(store, "pred-x", stem, part) for part in (rows[:3], rows[3:]) if part]
     ledger = Ledger()
     ledger.imported("image", 5)
     ledger.add(LedgerEntry(subject="image", fate="quarantined", reason="decode", image_id=RECORDS[4].image_id))
@@ -95,7 +95,7 @@ def commit(dataset: str, plan_id: str = "plan", rows: list[LabelRow] | None = No
         label_map=SOURCE.label_map,
         images_version=opened.metadata["images_version"],
         ledger=ledger,
-        provenance={"model": {"digest": "abc"}},
+        provenance={"model": {"digest": model}},
     )
 
 
@@ -124,6 +124,14 @@ def test_one_plan_is_committed_once(dataset):
     assert (first.found, second.found) == (False, True)
     assert first.reference == second.reference and first.digest == second.digest
     assert open_predictions(first.reference).num_images == 6
+
+
+def test_predictions_of_another_model_are_not_added_to_a_set(dataset):
+    first, second, third = prediction_rows()[:2], prediction_rows()[2:5], prediction_rows()[5:]
+    commit(dataset, "first", first)
+    with pytest.raises(ValueError, match=r"@labels/pred-x:1 .*digest abc.*digest other.*--out"):
+        commit(dataset, "second", second, model="other")
+    assert commit(dataset, "third", third).num_images == 3
 
 
 def test_a_prediction_set_is_a_dataset(dataset):

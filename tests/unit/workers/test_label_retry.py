@@ -88,7 +88,7 @@ def planned(config: LabelConfig) -> tuple[LabelInput, LabelPlan]:
 
 def label(config: LabelConfig, model: Model) -> DatasetVersion:
     source, plan = planned(config)
-    assert find_or_check(source, plan) is None
+    assert find_or_check(source, plan, MODEL) is None
     job = Job(plan.root, plan.plan_id)
     save_tasks(job, source, plan, plan_facts(source, plan, MODEL))
     model.run(job.missing(), config, source, plan)
@@ -143,8 +143,21 @@ def test_a_set_of_two_splits_is_tried_again_as_a_whole_or_by_split(config, model
     model.bad, model.seen = (), []
     mended = retry(config)
     assert not failed(mended.reference) and model.seen == ["a/2.jpg", "a/5.jpg"]
-    with pytest.raises(ValueError, match="no predictions of .* with these settings"):
+    with pytest.raises(ValueError, match=r"no predictions of .* with these settings"):
         retry(replace(config, score_threshold=0.5))
+
+
+def test_a_set_takes_another_split_but_nothing_of_another_model_or_setting(config, model):
+    train, val = (replace(config, splits=(split,)) for split in ("train", "val"))
+    label(train, model)
+    source, plan = planned(replace(val, score_threshold=0.3))
+    with pytest.raises(
+        ValueError, match=r"@labels/found:1 .*score_threshold=0\.05, these .*score_threshold=0\.3.*--out"
+    ):
+        find_or_check(source, plan, MODEL)
+    with pytest.raises(ValueError, match=r"\(digest aaaaaaaaaaaa\), these .*\(digest bbbbbbbbbbbb\)"):
+        find_or_check(*planned(val), replace(MODEL, digest="b" * 64))
+    assert label(val, model).num_images == 7
 
 
 def test_routed_predictions_of_an_archive_are_not_taken_for_the_set_itself(tmp_path, model):
