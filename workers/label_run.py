@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -338,4 +339,5 @@ def gpus_asked(config: LabelConfig, total: float) -> float:
         raise ValueError(f"gpus_per_worker={wanted} is more than the {total:g} GPU(s) of the cluster")
     if wanted is not None:
         return wanted
-    return 1.0 if total >= config.workers else max(0.01, int(100 * total / config.workers) / 100)
+    # A part of one GPU cannot span two: each GPU has as many workers, the last ones maybe fewer.
+    return 1.0 if total >= config.workers else max(0.01, int(100 / math.ceil(config.workers / total)) / 100)

@@ -170,6 +170,8 @@ def test_gpus_are_divided_or_given_as_asked():
     assert (asked(0.0), asked(0.0, gpus_per_worker=0.5), asked(4.0, use_gpu=False)) == (0.0, 0.0, 0.0)
     assert (asked(1.0, workers=4), asked(8.0, workers=4)) == (0.25, 1.0)
     assert (asked(1.0, workers=2, gpus_per_worker=0.2), asked(4.0, gpus_per_worker=2.0)) == (0.2, 2.0)
+    # None spans two GPUs: of 0.66 each, 4 GPUs would take 4 workers.
+    assert (asked(4.0, workers=6), asked(8.0, workers=12), asked(4.0, workers=9)) == (0.5, 0.5, 0.33)
     with pytest.raises(ValueError, match="no GPU"):
         asked(0.0, use_gpu=True)
     with pytest.raises(ValueError, match=r"gpus_per_worker=2\.0 is more than the 1"):
