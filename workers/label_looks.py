@@ -130,7 +130,7 @@ def attempted(job: Job, board: Any, limit: int, task_id: int, work: Callable[[in
     Args:
         board: ``workers.label_attempts.AttemptBoard``.
         limit: of attempts; after that many nobody was left to tell how they ended.
-        work: from the number of the attempt to the receipt, whose ``extra`` has ``rows``.
+        work: from the number of the attempt to the receipt.
     Returns:
         What ``workers.label_run.Finished`` says; a task that fails is told, not raised.
     """
@@ -151,7 +151,9 @@ def attempted(job: Job, board: Any, limit: int, task_id: int, work: Callable[[in
             told = {"error_class": type(error).__name__, "error": str(error) or type(error).__name__}
             return {"task": task_id, "attempts": attempt, **told, **nothing}
     extra = receipt.extra
-    counts = {"images": int(extra["rows"]), "failed": int(extra.get("failed", 0))}
+    # Somebody else may have given up a task of copying: as one of labelling, whose receipt tells rows by its files.
+    rows = extra["rows"] if "rows" in extra else sum(file.rows for file in receipt.files)
+    counts = {"images": int(rows), "failed": int(extra.get("failed", 0))}
     done = {"task": task_id, "attempts": int(extra.get("attempts", 1)), "error_class": "", "error": ""}
     return {**nothing, **done, **counts, "receipts": [json.dumps(receipt.to_json(), ensure_ascii=False)]}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipelines.jobs import Job, Receipt
+from pipelines.shards import ShardFile
 from workers.label_duplicates import packed
-from workers.label_looks import looks_of
+from workers.label_looks import attempted, looks_of
 from workers.label_readers import Failure, RawImage
 
 
@@ -55,3 +58,14 @@ def test_of_an_image_its_looks_and_its_place_are_known():
 )
 def test_of_what_cannot_be_read_nothing_is_known(raw):
     assert looks_of(raw) == {}
+
+
+def test_a_task_of_copying_that_another_run_gave_up_is_done(tmp_path, monkeypatch):
+    job = Job(str(tmp_path), "p")
+    file = ShardFile(path="labels/x/f.parquet", size=1, rows=3)
+    # As ``label_attempts.give_up`` leaves it.
+    job.finish(5, Receipt(task_id=5, files=(file,), extra={"failed": 3, "attempts": 5, "dead": True}))
+    monkeypatch.setattr("ray.get", lambda value: value)
+    begun = SimpleNamespace(remote=lambda task: 1)
+    told = attempted(job, SimpleNamespace(begun=begun), 5, 5, lambda attempt: pytest.fail("it was done"))
+    assert (told["images"], told["failed"], told["attempts"], told["error"]) == (3, 3, 5, "")
