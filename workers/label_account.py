@@ -53,7 +53,7 @@ class LabelAccount:
         task_seconds: from a task's start to its end, added up; a worker has two tasks under way.
         bytes_read, bytes_written: encoded images, and files of predictions.
         price_per_hour: of all machines of the run together, as it was given.
-        run: this call; None where everything was done before.
+        run: the last call that labelled something; None where none told.
     """
 
     plan_id: str
@@ -88,13 +88,20 @@ class RunClock:
         self._workers, self._models = workers, models
         self._started = time.perf_counter() - before
         self._model_seconds = 0.0
-        self.images = self.failed = self.retries = 0
+        self.images = self.failed = 0
+        self._retries: dict[int, int] = {}
+
+    @property
+    def retries(self) -> int:
+        """Attempts at tasks beyond their first, those that nobody was left to tell of too."""
+        return sum(self._retries.values())
 
     def add(self, finished: dict[str, Any]) -> None:
         """What a worker says of an attempt, see ``workers.label_run.Finished``."""
         self.images += finished["images"]
         self.failed += finished["failed"]
-        self.retries += bool(finished["error"])
+        if finished["attempts"] > 1:
+            self._retries[finished["task"]] = finished["attempts"] - 1
         self._model_seconds += finished["model_seconds"]
 
     def account(self, price_per_hour: float | None) -> RunAccount:
@@ -174,9 +181,16 @@ def add_up(receipts: Iterable[Receipt]) -> ReceiptSums:
     return sums
 
 
-def write_account(root: str, account: LabelAccount) -> None:
-    """Write ``_accounts/<plan_id>.json`` beside the predictions."""
-    Store.open(root).write_bytes(_path(account.plan_id), json.dumps(account.to_json(), indent=1).encode())
+def write_account(root: str, account: LabelAccount) -> dict[str, Any]:
+    """Write ``_accounts/<plan_id>.json`` beside the predictions; returns what it says.
+
+    A call that found every task done says nothing new of a run: what an earlier one took, and its price, stay.
+    """
+    values = account.to_json()
+    if account.run is None and (earlier := read_account(root, account.plan_id)) is not None:
+        values |= {name: earlier.get(name) for name in ("run", "price_per_hour")}
+    Store.open(root).write_bytes(_path(account.plan_id), json.dumps(values, indent=1).encode())
+    return values
 
 
 def account_uri(root: str, plan_id: str) -> str:

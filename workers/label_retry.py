@@ -22,7 +22,7 @@ from pipelines.schema import LabelRow
 from pipelines.shards import ShardFile, read_label_file, read_labels
 from pipelines.storage import Store, redact
 from pipelines.versions import list_label_sets
-from workers.label_account import LabelAccount, account_uri, add_up, write_account
+from workers.label_account import account_uri, add_up, write_account
 from workers.label_config import LabelConfig, PredictionSetRef
 from workers.label_listing import LISTING, LabelInput
 from workers.label_plan import LabelPlan, ModelFacts
@@ -74,7 +74,7 @@ def retry(
     job = _job(plan.root, failed, source, model)
     again = replace(plan, plan_id=job.plan_id, label_set=wanted.label_set)
     tasks = list(_tasks(failed, source, again.task_images))
-    account: LabelAccount | None = None
+    account: dict[str, Any] | None = None
     reference, mended = failed.predictions.reference, 0
     if tasks:
         if not job.has_plan():
@@ -83,8 +83,8 @@ def retry(
         part = replace(source, num_images=sum(task.num_rows for task in tasks))
         run = run_plan(pending, config, part, again, model, progress) if pending else None
         sums = add_up(job.each_receipt())
-        account = sums.account(again.plan_id, price_per_hour=config.price_per_hour, run=run)
-        write_account(again.root, account)
+        told = sums.account(again.plan_id, price_per_hour=config.price_per_hour, run=run)
+        account = write_account(again.root, told)
         reference, mended = _replace_rows(again.root, wanted, sums.files, again.plan_id)
     made = open_predictions(reference)
     return PredictionSetRef(
@@ -99,7 +99,7 @@ def retry(
         tasks=len(tasks),
         resumed=0,
         account_uri=None if account is None else account_uri(again.root, again.plan_id),
-        account=None if account is None else account.to_json(),
+        account=account,
     )
 
 

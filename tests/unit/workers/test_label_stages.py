@@ -11,7 +11,7 @@ import pytest
 from pipelines.jobs import Receipt
 from pipelines.ledger import Ledger
 from pipelines.shards import ShardFile
-from workers.label_account import RunClock, add_up
+from workers.label_account import RunClock, add_up, read_account, write_account
 from workers.label_actor import Turns
 from workers.label_attempts import FailedTask, LabellingFailed, check_failures
 from workers.label_stages import STAGES, StageClock, ahead
@@ -107,14 +107,35 @@ def test_an_account_is_the_sum_of_receipts_old_ones_included():
 def test_a_run_costs_what_its_time_costs():
     clock = RunClock(workers=2)
     nothing = {"images": 0, "failed": 0, "model_seconds": 0.0}
-    clock.add({"error": "", "images": 10, "failed": 1, "model_seconds": 0.002})
-    clock.add({"error": "lost", **nothing})
+    clock.add({"task": 0, "attempts": 1, "images": 10, "failed": 1, "model_seconds": 0.002})
+    clock.add({"task": 1, "attempts": 1, **nothing})
+    clock.add({"task": 1, "attempts": 2, **nothing})
     time.sleep(0.02)
     run = clock.account(36.0)
     assert (run.images, clock.failed, clock.retries) == (10, 1, 1) and run.seconds >= 0.02
     assert run.cost_per_million_images == pytest.approx(36.0 / 3600 * 10 / run.images_per_second / 10 * 1e6)
     assert 0 < run.model_busy <= 0.002 / (0.02 * 2)
     assert RunClock(workers=1).account(None).cost_per_million_images is None
+
+
+def test_live_retries_are_those_of_the_final_account():
+    clock, nothing = RunClock(workers=1), {"images": 0, "failed": 0, "model_seconds": 0.0}
+    for attempt in range(1, 6):  # given up after the last
+        clock.add({"task": 3, "attempts": attempt, **nothing})
+    assert clock.retries == 4
+    # Of attempts that killed their worker nobody tells: what comes afterwards says how many there were.
+    clock.add({"task": 4, "attempts": 3, **nothing})
+    assert clock.retries == 6
+
+
+def test_an_account_written_again_keeps_what_the_run_took(tmp_path):
+    sums, run = add_up([]), RunClock(workers=2).account(3.0)
+    first = write_account(str(tmp_path), sums.account("plan", price_per_hour=3.0, run=run))
+    assert first["run"]["workers"] == 2
+    again = write_account(str(tmp_path), sums.account("plan", price_per_hour=None, run=None))
+    assert again == first == read_account(str(tmp_path), "plan")
+    other = RunClock(workers=7).account(None)
+    assert write_account(str(tmp_path), sums.account("plan", price_per_hour=None, run=other))["run"]["workers"] == 7
 
 
 @pytest.mark.parametrize(
