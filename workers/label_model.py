@@ -21,6 +21,9 @@ from workers.label_inputs import DecodedImage
 from workers.label_job import LabelJob
 from workers.models import fetch_model
 
+MOST_WAITING = 512 << 20
+"""Bytes of pixels that wait for more of their size; a batch of eight images of 20 megapixels fits."""
+
 
 def load_for_labelling(job: LabelJob) -> Detector:
     """The model with the job's settings, optimised.
@@ -123,10 +126,10 @@ def select(prediction: Prediction, thresholds: Tensor, max_detections: int) -> P
 
 
 def batches_of_one_size(
-    images: Iterator[DecodedImage], preprocessing: Preprocessing, batch_size: int
+    images: Iterator[DecodedImage], preprocessing: Preprocessing, batch_size: int, *, most_bytes: int = MOST_WAITING
 ) -> Iterator[list[DecodedImage]]:
     """See ``SizeBatches``."""
-    batches = SizeBatches(preprocessing, batch_size)
+    batches = SizeBatches(preprocessing, batch_size, most_bytes=most_bytes)
     for image in images:
         yield from batches.add(image)
     yield from batches.rest()
@@ -135,24 +138,36 @@ def batches_of_one_size(
 class SizeBatches:
     """Groups images by their padded size in model pixels, in order; failed ones come one by one.
 
-    A batch is given out as soon as it is full; what remains of each size comes at the end.
+    A batch is given out as soon as it is full; what remains of each size comes at the end. Where pixels of more than
+    ``most_bytes`` wait, the size that waits longest goes first: batches depend on the images alone, and memory does not
+    depend on how many sizes there are.
     """
 
-    def __init__(self, preprocessing: Preprocessing, batch_size: int) -> None:
-        self._preprocessing, self._batch_size = preprocessing, batch_size
+    def __init__(self, preprocessing: Preprocessing, batch_size: int, *, most_bytes: int = MOST_WAITING) -> None:
+        self._preprocessing, self._batch_size, self._most_bytes = preprocessing, batch_size, most_bytes
         self._waiting: dict[tuple[int, ...], list[DecodedImage]] = {}
+        self._held = 0  # bytes
 
     def add(self, image: DecodedImage) -> list[list[DecodedImage]]:
-        """The batches that are full with it, at most one."""
+        """The batches that go now that it is there: one that is full with it, or those that wait longest."""
         if image.pixels is None:
             return [[image]]
         resized = fit_size(image.pixels.shape[1], image.pixels.shape[2], self._preprocessing)
         size = tuple(-(-side // self._preprocessing.divisor) for side in resized)
         batch = self._waiting.setdefault(size, [])
         batch.append(image)
-        return [self._waiting.pop(size)] if len(batch) == self._batch_size else []
+        self._held += image.pixels.nbytes
+        gone = [self._take(size)] if len(batch) == self._batch_size else []
+        while self._held > self._most_bytes:
+            gone.append(self._take(next(iter(self._waiting))))
+        return gone
+
+    def _take(self, size: tuple[int, ...]) -> list[DecodedImage]:
+        batch = self._waiting.pop(size)
+        self._held -= sum(image.pixels.nbytes for image in batch if image.pixels is not None)
+        return batch
 
     def rest(self) -> list[list[DecodedImage]]:
         """What is left when no more images come."""
-        left, self._waiting = list(self._waiting.values()), {}
+        left, self._waiting, self._held = list(self._waiting.values()), {}, 0
         return left

@@ -125,6 +125,22 @@ def test_batches_hold_one_padded_size_and_every_image_once():
     assert found == [[9], [0, 2], [1], [3], [4]]
 
 
+def test_what_waits_for_more_of_its_size_is_bounded_and_the_longest_waiting_goes_first():
+    tall, wide, large = (64, 30), (30, 64), (64, 64)
+    images = [
+        DecodedImage(raw=RawImage(place=place), pixels=torch.zeros((3, *size), dtype=torch.uint8))
+        for place, size in enumerate([tall, wide, wide, wide, large, large, tall])
+    ]
+
+    def batches(pixels: int) -> list[list[int]]:
+        found = batches_of_one_size(iter(images), PREPROCESSING, 3, most_bytes=3 * pixels)
+        return [[image.raw.place for image in batch] for batch in found]
+
+    assert batches(1 << 20) == [[1, 2, 3], [0, 6], [4, 5]]
+    assert batches(9000) == [[1, 2, 3], [0], [4, 5], [6]]
+    assert batches(1) == [[place] for place in range(7)], "what is larger than the bound does not wait"
+
+
 def test_an_image_may_stay_as_large_as_it_is():
     found = decode(RawImage(place=0, image=jpeg(100, 50)), None)
     assert found.pixels.shape == (3, 50, 100) and found.size == (50, 100)
