@@ -86,6 +86,8 @@ class Detector(nn.Module, ABC):
 
     A class may say it, or an instance whose options decide. Whoever reads a dataset decodes nothing else.
     """
+    selection: Any = None
+    """Which detections it reports, a ``DenseSelection`` or ``BoxSelection``; None where it chooses in another way."""
     loaded_weights: Mapping[str, Any] | None = None
     """Which file the first weights came from and what of it was used; part of a saved model's provenance."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 import detectors
 from detectors.base import Detector, Preprocessing
 from detectors.batching import fit_size, make_batch
+from detectors.class_thresholds import set_class_thresholds
 from detectors.optimize import optimize
 from detectors.predicting import Predict, predictor
 from detectors.structures import Prediction
@@ -23,10 +24,14 @@ from workers.models import fetch_model
 
 MOST_WAITING = 512 << 20
 """Bytes of pixels that wait for more of their size; a batch of eight images of 20 megapixels fits."""
+_ALL = 1 << 30  # detections: more than there are
 
 
 def load_for_labelling(job: LabelJob) -> Detector:
     """The model with the job's settings, optimised.
+
+    Where classes have thresholds of their own, these act before ``max_detections``, see
+    ``detectors.class_thresholds``; a user's own detector without a ``selection`` keeps its best so many before.
 
     Raises:
         ValueError: the model under the URI is not the one that the run was planned with.
@@ -47,6 +52,8 @@ def load_for_labelling(job: LabelJob) -> Detector:
     detector = detectors.create(replace(model.spec, options=options))
     detector.load_state_dict(model.detector.state_dict())
     detector.preprocessing = replace(model.detector.preprocessing, size=job.image_size)
+    if len(set(job.thresholds)) > 1:
+        set_class_thresholds(detector, job.thresholds)
     return optimize(detector.eval().to(job.device), dtype=job.precision)
 
 
@@ -65,14 +72,17 @@ class LabelModel:
         # A large image makes a batch of its own tiles.
         self.batch_size = 1 if job.tiling is not None else job.batch_size
         self._job = job
-        self._look = self._looking() if self.whole else None
         self._thresholds = torch.tensor(job.thresholds)
+        # Fused scores may fall below the thresholds of classes, which come last: until then nothing takes places.
+        self._most = job.max_detections if len(set(job.thresholds)) == 1 else _ALL
+        self._look = self._looking() if self.whole else None
 
     def _looking(self) -> Predict:
         job = self._job
         if job.views is None:
             return predictor(self.detector, batch_size=job.batch_size, device=job.device)
-        return views_predictor(self.detector, job.views, batch_size=job.batch_size, device=job.device)
+        views = replace(job.views, max_detections=self._most)
+        return views_predictor(self.detector, views, batch_size=job.batch_size, device=job.device)
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         """What is found in images of one size, in stored pixels, on the CPU, the best ones above their thresholds."""
@@ -87,7 +97,7 @@ class LabelModel:
                     self._look,
                     image,
                     self._job.tiling,
-                    max_detections=self._job.max_detections,
+                    max_detections=self._most,
                     tiles_at_once=self._job.batch_size,
                 )
                 for image in pixels

@@ -150,11 +150,13 @@ class BoxSelection:
         score_threshold: scores must exceed this.
         nms_iou: a box is suppressed by a better one of its class from beyond this IoU.
         max_detections: an image.
+        class_thresholds: of each class, that its scores must exceed as well; see ``detectors.class_thresholds``.
     """
 
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
+    class_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_threshold < 1 or not 0 <= self.nms_iou <= 1 or self.max_detections < 1:
@@ -199,6 +201,9 @@ def select_boxes(
         codec_weights: of the box regression.
     """
     region, label, score = _candidates(logits, selection.score_threshold)
+    if selection.class_thresholds:
+        passes = score > torch.tensor(selection.class_thresholds, device=score.device)[label]
+        region, label, score = region[passes], label[passes], score[passes]
     starts = accumulate((len(p) for p in proposals), initial=0)
     first = torch.searchsorted(region, torch.tensor(list(starts), device=region.device)).tolist()
     ranks = ranks_of_images(score, [after - before for before, after in pairwise(first)])

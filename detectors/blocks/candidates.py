@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -57,6 +57,7 @@ def find_candidates(
     background: Background = "none",
     topk_of: TopkOf = "level",
     labels_per_anchor: LabelsPerAnchor = "all",
+    class_thresholds: Sequence[float] = (),
 ) -> Candidates:
     """Every pair that scores more than the threshold, at most ``topk`` a level, image or class.
 
@@ -68,7 +69,16 @@ def find_candidates(
             ``identity`` where the outputs are scores.
         background: where among the K values of softmax background is.
         labels_per_anchor: an anchor is a candidate for each class that passes, or for its best class alone.
+        class_thresholds: (C,) that scores of each class must exceed as well; what does not takes no place among
+            ``topk``. Empty: ``score_threshold`` alone.
     """
+    of_class = None
+    if class_thresholds:
+        of_class = torch.tensor(class_thresholds, device=outputs.logits[0].device)
+        if activation != "softmax" and outputs.objectness is None:
+            outputs = replace(
+                outputs, logits=[_cut(x, of_class, activation, labels_per_anchor) for x in outputs.logits]
+            )
     levels = _search_levels(outputs, score_threshold, topk, activation, background, topk_of, labels_per_anchor)
     first, found = 0, []
     for (image, anchor, label, score), deltas in zip(levels, outputs.deltas):
@@ -84,6 +94,9 @@ def find_candidates(
             group = image
         case "class":
             group = image * outputs.logits[0].shape[-1] + label
+    if of_class is not None:
+        passes = score > of_class[label]
+        image, anchor, label, score, deltas, group = (x[passes] for x in (image, anchor, label, score, deltas, group))
     best = best_of_groups(score, group, topk)
     best = best[score[best] > score_threshold]  # exact, now that there are few
     return Candidates(
@@ -107,6 +120,17 @@ def best_of_groups(scores: Tensor, group: Tensor, k: int) -> Tensor:
 
 _Found = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of one level: image, anchor of the level, label, score; (S,) each."""
+
+
+def _cut(logits: Tensor, of_class: Tensor, activation: Activation, labels_per_anchor: LabelsPerAnchor) -> Tensor:
+    """Logits (B, n, C) without those below their class's threshold: they must not raise the floor for other classes.
+
+    An anchor's best class stays its best, and if it does not pass the anchor has none.
+    """
+    if labels_per_anchor == "best":
+        best, label = logits.max(-1, keepdim=True)
+        return logits.masked_fill(~(_activate(best, activation) > of_class[label]), -math.inf)
+    return logits.masked_fill(~(_activate(logits, activation) > of_class), -math.inf)
 
 
 def _search_levels(

@@ -38,6 +38,7 @@ class DenseSelection:
         background: where background stands among softmax's values: ``first`` (torchvision) or ``last``; else ``none``.
         topk_of: ``level`` of an image (RetinaNet), ``image`` (EfficientDet) or ``class`` of an image (SSD).
         labels_per_anchor: an anchor is reported for ``all`` classes that pass, or for its ``best`` alone.
+        class_thresholds: of each class, that its scores must exceed as well; see ``detectors.class_thresholds``.
     """
 
     score_threshold: float = 0.05
@@ -48,6 +49,7 @@ class DenseSelection:
     background: Background = "none"
     topk_of: TopkOf = "level"
     labels_per_anchor: LabelsPerAnchor = "all"
+    class_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_threshold < 1 or not 0 <= self.nms_iou <= 1:
@@ -92,6 +94,7 @@ def select_detections(
         background=selection.background,
         topk_of=selection.topk_of,
         labels_per_anchor=selection.labels_per_anchor,
+        class_thresholds=selection.class_thresholds,
     )
     boxes = decode(found.deltas, anchors[found.anchor])
     limits = batch.sizes.flip(1).repeat(1, 2).to(boxes)  # width, height, width, height

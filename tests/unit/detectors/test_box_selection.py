@@ -34,7 +34,8 @@ def naive(
     found, first = [], 0
     for of_image, size in zip(proposals, sizes.tolist()):
         scores = logits[first : first + len(of_image)].softmax(1)[:, 1:]
-        row, label = (scores > selection.score_threshold).nonzero(as_tuple=True)
+        least = torch.tensor(selection.class_thresholds or (0.0,) * CLASSES).clamp(min=selection.score_threshold)
+        row, label = (scores > least).nonzero(as_tuple=True)
         boxes = decode_boxes(deltas[first + row, :, label], of_image[row], WEIGHTS)
         boxes = clip_boxes(boxes, (size[0], size[1]))
         large = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= SMALLEST_DETECTION
@@ -63,6 +64,16 @@ def test_as_if_all_were_decoded(counts: list[int], spots: int, limit: int, thres
         assert torch.equal(ours.labels, expected.labels)
         torch.testing.assert_close(ours.scores, expected.scores)
         torch.testing.assert_close(ours.boxes, expected.boxes)
+
+
+def test_what_its_class_refuses_takes_no_place_among_the_best() -> None:
+    logits, deltas, proposals = outputs([300, 200, 250], spots=400, seed=3)
+    selection = BoxSelection(max_detections=20, class_thresholds=(0.99, 0.05, 0.99, 0.05))
+    found = select_boxes(logits, deltas, proposals, SIZES, selection, codec_weights=WEIGHTS)
+    for ours, expected in zip(found, naive(logits, deltas, proposals, SIZES, selection), strict=True):
+        assert torch.equal(ours.labels, expected.labels)
+        torch.testing.assert_close(ours.boxes, expected.boxes)
+        assert len(ours.labels) == 20 and {1, 3} <= set(ours.labels.tolist())
 
 
 def test_boxes_that_clipping_leaves_nothing_of() -> None:

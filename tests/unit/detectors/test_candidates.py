@@ -50,7 +50,14 @@ def scores_of(found: DenseOutputs, activation: str, background: str) -> list[Ten
 Pair = tuple[int, int, int]  # image, anchor, label
 
 
-def naive(scores: list[Tensor], threshold: float, topk: int, topk_of: str, labels_per_anchor: str) -> dict[Pair, float]:
+def naive(
+    scores: list[Tensor],
+    threshold: float,
+    topk: int,
+    topk_of: str,
+    labels_per_anchor: str,
+    of_class: tuple[float, ...] = (0.0,) * CLASSES,
+) -> dict[Pair, float]:
     groups: dict[tuple[int, ...], list[tuple[float, Pair]]] = {}
     first = 0
     for level, of_level in enumerate(scores):
@@ -60,7 +67,7 @@ def naive(scores: list[Tensor], threshold: float, topk: int, topk_of: str, label
             if labels_per_anchor == "best" and score < max(table[image][anchor]):
                 continue
             group = {"level": (image, level), "image": (image,), "class": (image, label)}[topk_of]
-            if score > threshold:
+            if score > max(threshold, of_class[label]):
                 groups.setdefault(group, []).append((score, (image, first + anchor, label)))
         first += of_level.shape[1]
     return {pair: score for group in groups.values() for score, pair in sorted(group, reverse=True)[:topk]}
@@ -101,6 +108,30 @@ def test_equals_scores_of_everything(
     assert found.image.tolist() == sorted(found.image.tolist())
     deltas = torch.cat(raw.deltas, 1)
     assert torch.equal(found.deltas, deltas[found.image, found.anchor])
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize("topk_of", ["level", "image", "class"])
+@pytest.mark.parametrize("labels_per_anchor", ["all", "best"])
+def test_what_its_class_refuses_takes_no_place_among_the_best(
+    kind: dict[str, Any], topk_of: Any, labels_per_anchor: Any
+) -> None:
+    activation, background = kind.get("activation", "sigmoid"), kind.get("background", "none")
+    raw = outputs(extra=activation == "softmax", objectness=kind.get("objectness", False))
+    of_class = (0.9, 0.02, 0.3)
+    expected = naive(scores_of(raw, activation, background), 0.02, 4, topk_of, labels_per_anchor, of_class)
+    found = find_candidates(
+        raw,
+        score_threshold=0.02,
+        topk=4,
+        activation=activation,
+        background=background,
+        topk_of=topk_of,
+        labels_per_anchor=labels_per_anchor,
+        class_thresholds=of_class,
+    )
+    assert {*zip(found.image.tolist(), found.anchor.tolist(), found.label.tolist())} == set(expected)
+    assert expected
 
 
 def test_a_score_at_the_threshold_is_refused_and_the_next_float_is_not() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detectors import Detector, create, list_detectors, load, save
+from detectors.class_thresholds import set_class_thresholds
 from detectors.loading import class_rows, load_state
 from detectors.structures import Batch
 
@@ -71,6 +72,22 @@ def test_saved_loaded_and_gone_on_from(name: str, options: dict[str, Any], tmp_p
         mine = ours[key].unflatten(0, (layout.groups, -1))
         source = theirs[key].unflatten(0, (layout.groups, -1))
         assert torch.equal(mine[:, : layout.extra + 1], source[:, [*range(layout.extra), layout.extra + 1]])
+
+
+@pytest.mark.parametrize(("name", "options"), [*ALL, *FORMS])
+def test_a_class_of_a_high_threshold_takes_no_place_of_others(name: str, options: dict[str, Any]) -> None:
+    first = lively(create(name, num_classes=4, score_threshold=0.0, max_detections=10_000, **options))
+    batch = a_batch(first)
+    (found,) = first.predict(batch)
+    common = int(found.labels.bincount().argmax())
+    rest = found.scores[found.labels != common]
+    few = min(5, len(rest))
+    strict = create(name, num_classes=4, score_threshold=0.0, max_detections=max(1, few), **options).eval()
+    strict.load_state_dict(first.state_dict())
+    assert set_class_thresholds(strict, [0.9999 if label == common else 0.0 for label in range(4)])
+    (kept,) = strict.predict(batch)
+    assert common not in kept.labels and len(kept) == few
+    assert (kept.scores >= rest[:few] - 1e-5).all()  # more of them pass where candidates are limited as well
 
 
 def lively(detector: Detector) -> Detector:

@@ -87,3 +87,21 @@ def test_a_class_may_have_a_lower_threshold_than_the_others(job, image):
     (found,) = LabelModel(strict).predict([decoded(pixels, (150, 200))])
     assert set(found.labels.tolist()) == {1} and set(low.labels.tolist()) == {0, 1}
     assert load_for_labelling(strict).options.score_threshold == THRESHOLD
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        {},
+        {"tiling": Tiling(size=96, overlap=0.25)},
+        {"views": Views(scales=(1.0,), horizontal_flip=True, max_detections=4)},
+    ],
+    ids=["once", "tiles", "views"],
+)
+def test_a_class_of_a_high_threshold_takes_no_place_of_others(job, image, looks):
+    alike = LabelModel(replace(job, thresholds=(0.001, 0.001), max_detections=4, **looks))
+    strict = LabelModel(replace(job, thresholds=(1 - 1e-6, 0.001), max_detections=4, **looks))
+    pixels = image if looks else resize_image(image, fit_size(150, 200, alike.detector.preprocessing))
+    (first,), (found,) = (model.predict([decoded(pixels, (150, 200))]) for model in (alike, strict))
+    assert 0 in first.labels, "without a threshold of its own the first class takes places"
+    assert found.labels.tolist() == [1] * 4
