@@ -126,8 +126,13 @@ def _label_bytes(uri: str, path: str) -> bytes:
 
 @lru_cache(maxsize=64)
 def _index_table(uri: str, stem: str) -> dict[str, list[Any]]:
-    table = pq.read_table(pa.BufferReader(Store.open(uri).read_bytes(index_path(stem))))
-    return table.to_pydict()
+    content = Store.open(uri).read_bytes(index_path(stem))
+    try:
+        return dict(pq.read_table(pa.BufferReader(content)).to_pydict())
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptShard(
+            f"{index_path(stem)} in {redact(uri)} cannot be read, restore it from a copy: {error}"
+        ) from None
 
 
 def read_labels(ref: ShardRef) -> list[LabelRow]:
@@ -206,11 +211,19 @@ def shard_row_groups(ref: ShardRef) -> list[RowGroupRef]:
 
 
 def read_image(ref: ShardRef, row: int) -> bytes:
-    """One image by its row in the shard: one range read once the shard's index is known."""
+    """One image by its row in the shard: one range read once the shard's index is known.
+
+    Raises:
+        CorruptShard: the stored bytes differ from their digest, or the file ends before them.
+        FileNotFoundError: the shard or its index is not there.
+    """
     index = _index_table(ref.uri, shard_stem(ref.image_path))
     if not 0 <= row < len(index["image_id"]):
         raise ValueError(f"row {row} is not in {ref.image_path}, which has {len(index['image_id'])} images")
-    image = Store.open(ref.uri).read_range(ref.image_path, index["offset"][row], index["length"][row])
+    try:
+        image = Store.open(ref.uri).read_range(ref.image_path, index["offset"][row], index["length"][row])
+    except ValueError as error:
+        raise CorruptShard(f"{error} (image {index['image_id'][row]!r})") from None
     verify_image(image, index["sha256"][row], index["image_id"][row], ref)
     return image
 

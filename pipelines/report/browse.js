@@ -92,12 +92,18 @@ boxmill.start = () => {
     item.append(button);
     return item;
   };
-  const factsOf = (at) => {
+  const objectsOf = (at) => {
+    if (!images.looked[at]) return "";
     const kept = boxmill.objects(at, view).length, missed = boxmill.missed(at, view).length;
     const parts = [`${kept} object${kept === 1 ? "" : "s"}`];
     if (missed) parts.push(`${missed} missed`);
     if (about.predicted && kept) parts.push(`uncertainty ${images.u[at].toFixed(2)}`);
-    return images.looked[at] ? parts.join(" · ") : images.why[at] || "nobody has looked";
+    return parts.join(" · ");
+  };
+  // A card says why where there is nothing to see; opened, an image always does.
+  const factsOf = (at) => {
+    const why = images.looked[at] && images.thumb[at] ? "" : images.why[at];
+    return [objectsOf(at), why].filter(Boolean).join(" · ") || "nobody has looked";
   };
   const extend = () => {
     const part = chosen.slice(shown, shown + BATCH).map((at, i) => card(at, shown + i));
@@ -145,7 +151,8 @@ boxmill.start = () => {
     by("before").disabled = open === 0;
     by("after").disabled = open === chosen.length - 1;
     by("name").textContent = images.id[at];
-    by("facts").textContent = [`${images.w[at]} × ${images.h[at]} px`, images.split[at], factsOf(at)].filter(Boolean).join(" · ");
+    const size = images.w[at] && `${images.w[at]} × ${images.h[at]} px`;
+    by("facts").textContent = [size, images.split[at], objectsOf(at)].filter(Boolean).join(" · ");
     by("why").textContent = images.why[at];
     by("why").hidden = !images.why[at];
     by("score-head").hidden = !about.predicted;

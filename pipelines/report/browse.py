@@ -210,19 +210,21 @@ class _Folder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Copy:
-    """A thumbnail as a viewer shows it, upright; no bytes where the image cannot be read."""
+    """A thumbnail as a viewer shows it, upright; no bytes where the image cannot be read, and then why."""
 
     jpeg: bytes = b""
     orientation: int = 1
+    error: str = ""
 
 
 def _copy(read: Callable[[], bytes], size: int) -> _Copy:
-    image = read()
+    # One damaged image must not cost the others: lost credentials and the like are no BadImage, and end all of it.
     try:
+        image = read()
         orientation = probe_image(image).exif_orientation
         picture = decode_rgb(image, about=size)
-    except BadImage:
-        return _Copy()
+    except BadImage as error:
+        return _Copy(error=str(error))
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
     if orientation in _TURNS:
         picture = picture.transpose(_TURNS[orientation])
@@ -258,7 +260,7 @@ def _entry(
         "split": image.split,
         "thumb": bool(copy.jpeg),
         "u": round(image.uncertainty, 4),
-        "why": image.error or image.reason,
+        "why": image.error or " · ".join(part for part in (copy.error, image.reason) if part),
         "c": labels[:_MOST_OBJECTS],
         "s": [] if scores is None else [round(s, 4) for s in scores.tolist()[:_MOST_OBJECTS]],
         "o": list(image.states[:_MOST_OBJECTS]),

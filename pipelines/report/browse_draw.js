@@ -49,13 +49,15 @@ boxmill.missed = (at, view) => {
 boxmill.state = (at, k) => boxmill.about.images.o[at][k] ?? "";
 
 boxmill.picture = (at) => {
-  const { w, h, thumb, id } = boxmill.about.images;
-  const svg = boxmill.node("svg", { viewBox: `0 0 ${w[at]} ${h[at]}`, role: "img", "aria-label": id[at] });
-  const size = Math.max(w[at], h[at]);
+  const { thumb, id } = boxmill.about.images;
+  // Of what could never be read nobody knows the size; without one nothing at all would be drawn.
+  const w = boxmill.about.images.w[at] || 4, h = boxmill.about.images.h[at] || 3;
+  const svg = boxmill.node("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": id[at] });
+  const size = Math.max(w, h);
   if (thumb[at]) {
-    svg.append(boxmill.node("image", { href: `thumbs/${at}.jpg`, width: w[at], height: h[at], preserveAspectRatio: "none" }));
+    svg.append(boxmill.node("image", { href: `thumbs/${at}.jpg`, width: w, height: h, preserveAspectRatio: "none" }));
   } else {
-    const text = { x: w[at] / 2, y: h[at] / 2, class: "broken", "text-anchor": "middle", "font-size": size * 0.05 };
+    const text = { x: w / 2, y: h / 2, class: "broken", "text-anchor": "middle", "font-size": size * 0.05 };
     svg.append(boxmill.node("text", text, "cannot be read"));
   }
   return svg;

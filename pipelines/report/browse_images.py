@@ -8,13 +8,14 @@ from typing import Literal, assert_never
 
 import numpy as np
 
+from pipelines.checks import BadImage
 from pipelines.metrics.matches import FALSE, IGNORED, TRUE, MatchTable, match_images
 from pipelines.metrics.pairing import predicted_category_ids
 from pipelines.metrics.ranking import threshold_index
 from pipelines.predictions import PredictionSet
 from pipelines.records import Annotations, FloatArray, IntArray, LabelMap
 from pipelines.schema import LabelRow
-from pipelines.shards import ShardRef, read_image, read_labels
+from pipelines.shards import CorruptShard, ShardRef, read_image, read_labels
 from pipelines.uncertainty import Aggregate, Measure, image_uncertainty, object_uncertainty
 from pipelines.versions import Dataset, EmptyDataset
 
@@ -194,7 +195,10 @@ def _outcomes(table: MatchTable) -> dict[str, tuple[dict[int, str], list[float |
 
 
 def read_images(chosen: Chosen) -> Iterator[tuple[BrowsedImage, Callable[[], bytes]]]:
-    """Each image with a way to read it; an archive is read in its own order, and what it does not give is left out."""
+    """Each image with a way to read it, which raises BadImage for what is wrong with that image alone.
+
+    An archive is read in its own order, and what it does not give is left out.
+    """
     if chosen.base.has_images:
         for image, (shard, row) in chosen.images:
             yield image, _reader(chosen.base.shards[shard], row)
@@ -206,7 +210,15 @@ def read_images(chosen: Chosen) -> Iterator[tuple[BrowsedImage, Callable[[], byt
 
 
 def _reader(shard: ShardRef, row: int) -> Callable[[], bytes]:
-    return lambda: read_image(shard, row)
+    def read() -> bytes:
+        try:
+            return read_image(shard, row)
+        except CorruptShard as error:
+            raise BadImage(str(error)) from None
+        except FileNotFoundError:
+            raise BadImage(f"{shard.image_path} or its index is missing; restore it from a copy") from None
+
+    return read
 
 
 def _given(image: bytes) -> Callable[[], bytes]:

@@ -26,6 +26,7 @@ from pipelines.storage import Store
 from pipelines.versions import open_dataset
 from tests.evaluated import make_evaluated, write_guesses
 from tests.making import LABEL_MAP, commit_records, encoded, record
+from tests.sharded import Sets
 
 
 def read(folder: Path, name: str) -> Any:
@@ -137,6 +138,54 @@ def test_at_most_so_many_images(tmp_path: Path, choose: Any) -> None:
     for image_id, u, scores in zip(images["id"], images["u"], images["s"], strict=True):
         assert u == round(unsure[image_id], 4)
         assert scores == [round(s, 4) for s in rows[image_id].annotations.scores.tolist()]
+
+
+def flip(path: Path, image: bytes) -> None:
+    """One bit in the middle of an image that lies in a file."""
+    content = bytearray(path.read_bytes())
+    content[content.find(image) + len(image) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_image_is_shown_with_its_reason_and_costs_no_other(tmp_path: Path) -> None:
+    uri = tmp_path / "d"
+    commit_records(uri, [record(number) for number in range(4)], plan_id="p")
+    (shard,) = open_dataset(str(uri)).shards
+    flip(uri / shard.image_path, record(1).image)
+    report = write_gallery(str(tmp_path / "g"), open_dataset(str(uri)), size=24)
+    assert (report.num_images, report.unreadable, report.total) == (4, 1, 4)
+    images = read(tmp_path / "g", "index")["images"]
+    assert images["thumb"] == [True, False, True, True]
+    assert "'a/1.jpg' differ from their sha256" in images["why"][1]
+    assert [bool(why) for why in images["why"]] == [False, True, False, False]
+    assert sorted(path.name for path in (tmp_path / "g/thumbs").iterdir()) == ["0.jpg", "2.jpg", "3.jpg"]
+
+
+@pytest.mark.parametrize(("keep", "why"), [(400, "ends before byte"), (None, "is missing")])
+def test_a_shard_that_is_cut_or_gone_costs_its_own_images_alone(tmp_path: Path, keep: int | None, why: str) -> None:
+    dataset = Sets(tmp_path / "d").dataset
+    path = tmp_path / "d" / dataset.shards[0].image_path
+    if keep is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:keep])
+    report = write_gallery(str(tmp_path / "g"), dataset, size=24)
+    images = read(tmp_path / "g", "index")["images"]
+    assert (report.num_images, report.unreadable) == (20, 5)
+    assert images["thumb"] == [False] * 5 + [True] * 15
+    assert all(why in text for text in images["why"][:5])
+
+
+def test_what_concerns_every_image_ends_the_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit_records(tmp_path / "d", [record(1)], plan_id="p")
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError("ExpiredToken")
+
+    monkeypatch.setattr(Store, "read_range", refuse)
+    with pytest.raises(PermissionError, match="ExpiredToken"):
+        write_gallery(str(tmp_path / "g"), open_dataset(str(tmp_path / "d")), size=24)
+    assert not (tmp_path / "g/index.html").exists()
 
 
 def test_what_makes_no_gallery_is_refused(tmp_path: Path) -> None:
