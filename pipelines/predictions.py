@@ -21,6 +21,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.archive_images import ARCHIVE_ROWS, ArchiveImage, ArchivePlace, read_archive_images, read_places
+from pipelines.checks import BadImage
 from pipelines.commits import DatasetVersion, commit_labels
 from pipelines.exports.coco_ids import coco_image_ids
 from pipelines.label_commits import settle
@@ -30,37 +32,25 @@ from pipelines.records import Annotations, ImageRecord, LabelMap, Rle
 from pipelines.references import DatasetNotFound, parse_reference
 from pipelines.schema import LABELS, LabelRow, labels_to_arrow
 from pipelines.shards import ShardFile, read_label_columns, read_labels
-from pipelines.sources import SourceItem, open_source
+from pipelines.sources import SourceItem, record_from_bytes
+from pipelines.sources.archive import member_uri
 from pipelines.storage import Store, redact, split_uri
 from pipelines.versions import Dataset, list_label_sets, open_dataset
 
+__all__ = [
+    "ARCHIVE_ROWS",
+    "STATUS_FAILED",
+    "STATUS_OK",
+    "ArchivePlace",
+    "PredictionSet",
+    "archive_image",
+    "commit_predictions",
+    "open_predictions",
+    "to_coco_results",
+    "write_predictions",
+]
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"
-
-# What an archive's row says beyond a dataset's: there is no images table to look it up in.
-ARCHIVE_ROWS = pa.schema(
-    [
-        *LABELS,
-        ("source", pa.string()),  # of the archive or folder, without credentials
-        ("member", pa.string()),  # path inside it
-        ("offset", pa.int64()),  # of the image's bytes in the file, or in the uncompressed stream of a tar.gz
-        ("length", pa.int64()),
-        ("format", pa.string()),
-        ("exif_orientation", pa.int32()),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArchivePlace:
-    """Where an archive's image lies; see ``ARCHIVE_ROWS``. Offset and length None: it could not be read."""
-
-    source: str
-    member: str
-    offset: int | None = None
-    length: int | None = None
-    format: str | None = None
-    exif_orientation: int | None = None
 
 
 def write_predictions(
@@ -205,23 +195,38 @@ class PredictionSet:
         return self.labels.annotations(splits)
 
     def records(self, splits: Collection[str] | None = None) -> Iterator[ImageRecord]:
-        """Images with bytes and predictions, failed ones left out; what is in no dataset is read where it lies."""
+        """Images with bytes and predictions, failed ones left out; what is in no dataset is read where it lies.
+
+        Raises:
+            BadImage: an archive does not hold an image any more as it was labelled.
+        """
         if not self.is_archive:
             yield from (r for r in self.labels.records(splits) if r.annotations is not None)
             return
         where = self.provenance["input"]
-        source = open_source(str(where["kind"]), uri=str(where["uri"]))
-        predicted = {row.image_id: row for row in self.rows(splits) if row.annotations is not None}
-        for item in source.scan():
-            # Taken out: a list may name an image twice.
-            if not isinstance(item, SourceItem) or (row := predicted.pop(item.image_id, None)) is None:
-                continue
-            yield replace(
-                source.load(item),
+        for (row, place), image in read_archive_images(where["kind"], where["uri"], self._labelled(splits)):
+            if isinstance(image, BadImage):
+                raise BadImage(f"{row.image_id}: {image}")
+            item = SourceItem(
+                image_id=row.image_id,
+                uri=member_uri(place.source, place.member) if where["kind"] == "archive" else place.source,
+                url=place.source if where["kind"] == "url_list" else "",
                 split=row.split,
                 coco_image_id=row.coco_image_id,
                 annotations=row.annotations,
             )
+            yield record_from_bytes(item, image)
+
+    def _labelled(self, splits: Collection[str] | None) -> Iterator[tuple[tuple[LabelRow, ArchivePlace], ArchiveImage]]:
+        for shard in self.labels.shards:
+            for row, place in zip(read_labels(shard), read_places(shard), strict=True):
+                if row.annotations is not None and (splits is None or row.split in splits):
+                    yield (row, place), archive_image(row, place)
+
+
+def archive_image(row: LabelRow, place: ArchivePlace) -> ArchiveImage:
+    """What to read for a row of an archive's predictions."""
+    return ArchiveImage(place=place, sha256=row.input_sha256, failed=row.status == STATUS_FAILED)
 
 
 def open_predictions(reference: str) -> PredictionSet:

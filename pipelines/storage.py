@@ -144,9 +144,15 @@ class Store:
         if self.is_local:
             return self.read_ranges(path, [offset], [length])[0]
         full = self._full(path)
-        content = bytes(
-            retrying(lambda: self.fs.cat_file(full, start=offset, end=offset + length), redact(self.join(path)))
-        )
+        try:
+            content = bytes(
+                retrying(lambda: self.fs.cat_file(full, start=offset, end=offset + length), redact(self.join(path)))
+            )
+        except Exception as error:
+            # Status 416, where not even the first byte is there: each store has its own error for it.
+            if "not satisfiable" not in str(error):
+                raise
+            raise self._too_short(path, offset + length) from None
         if len(content) != length:
             raise self._too_short(path, offset + length)
         return content

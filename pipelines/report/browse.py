@@ -11,7 +11,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -24,6 +23,7 @@ from PIL import Image
 
 from pipelines.checks import BadImage, probe_image
 from pipelines.decoding import decode_rgb
+from pipelines.in_order import in_order
 from pipelines.predictions import PredictionSet
 from pipelines.records import Annotations, Category, LabelMap
 from pipelines.report.browse_images import BrowsedImage, Choose, choose_images, read_images
@@ -114,21 +114,24 @@ def write_gallery(
     predicted = chosen.base.metadata["kind"] == "predictions"
     folder = _Folder(store=Store.open(out_uri))
     entries: list[dict[str, Any]] = []
-    images = read_images(chosen)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while part := list(islice(images, _SHARD)):
-            first = len(entries)
-            copies = pool.map(lambda one: _copy(one[1], size), part)
-            named = [(first + i, copy) for i, copy in enumerate(copies)]
-            folder.count(pool.map(lambda one: folder.write_thumbnail(*one), named))
-            drawn = []
-            for (image, _), (_, copy) in zip(part, named, strict=True):
-                entry, marks = _entry(image, copy, chosen.label_map, size, predicted)
-                entries.append(entry)
-                drawn.append(marks)
-            folder.write_script(f"data/{first // _SHARD}.js", f"boxmillShard({first // _SHARD},", drawn)
-            if progress is not None:
-                progress(len(entries), len(chosen.images))
+
+    def make(one: tuple[int, tuple[BrowsedImage, Callable[[], bytes]]]) -> tuple[BrowsedImage, _Copy, int]:
+        number, (image, read) = one
+        copy = _copy(read, size)
+        return image, copy, folder.write_thumbnail(number, copy)
+
+    # Drawn one by one: memory holds a few images, whether they are read here or come from a stream.
+    made = in_order(make, enumerate(read_images(chosen)), threads=_THREADS)
+    while part := list(islice(made, _SHARD)):
+        number, drawn = len(entries) // _SHARD, []
+        for image, copy, _ in part:
+            entry, marks = _entry(image, copy, chosen.label_map, size, predicted)
+            entries.append(entry)
+            drawn.append(marks)
+        folder.count(written for _, _, written in part)
+        folder.write_script(f"data/{number}.js", f"boxmillShard({number},", drawn)
+        if progress is not None:
+            progress(len(entries), len(chosen.images))
     about = {
         "title": title or _title(dataset, predictions),
         "dataset": redact(dataset.reference),
@@ -210,10 +213,16 @@ class _Folder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Copy:
-    """A thumbnail as a viewer shows it, upright; no bytes where the image cannot be read, and then why."""
+    """A thumbnail as a viewer shows it, upright; no bytes where the image cannot be read, and then why.
+
+    Attributes:
+        width, height: of the image as it is stored; 0 where it cannot be read.
+    """
 
     jpeg: bytes = b""
     orientation: int = 1
+    width: int = 0
+    height: int = 0
     error: str = ""
 
 
@@ -221,23 +230,24 @@ def _copy(read: Callable[[], bytes], size: int) -> _Copy:
     # One damaged image must not cost the others: lost credentials and the like are no BadImage, and end all of it.
     try:
         image = read()
-        orientation = probe_image(image).exif_orientation
+        header = probe_image(image)
         picture = decode_rgb(image, about=size)
     except BadImage as error:
         return _Copy(error=str(error))
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
-    if orientation in _TURNS:
-        picture = picture.transpose(_TURNS[orientation])
+    if header.exif_orientation in _TURNS:
+        picture = picture.transpose(_TURNS[header.exif_orientation])
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=_QUALITY, optimize=True)
-    return _Copy(jpeg=encoded.getvalue(), orientation=orientation)
+    return _Copy(jpeg=encoded.getvalue(), orientation=header.exif_orientation, width=header.width, height=header.height)
 
 
 def _entry(
     image: BrowsedImage, copy: _Copy, label_map: LabelMap, size: int, predicted: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the index says of an image, and what is drawn on it, in pixels of the upright picture."""
-    width, height = image.width, image.height
+    # Of an archive's image that failed the row has no size.
+    width, height = image.width or copy.width, image.height or copy.height
     if copy.orientation >= 5:
         width, height = height, width
     grain = max(width, height) / size

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipelines.archive_images import ArchiveImage, read_archive_images, read_places
 from pipelines.checks import BadImage
+from pipelines.in_order import in_order
 from pipelines.metrics.matches import FALSE, IGNORED, TRUE, MatchTable, match_images
 from pipelines.metrics.pairing import predicted_category_ids
 from pipelines.metrics.ranking import threshold_index
-from pipelines.predictions import PredictionSet
+from pipelines.predictions import PredictionSet, archive_image
 from pipelines.records import Annotations, FloatArray, IntArray, LabelMap
 from pipelines.schema import LabelRow
-from pipelines.shards import CorruptShard, ShardRef, read_image, read_labels
+from pipelines.shards import CorruptShard, ShardRef, read_image, read_label_columns, read_labels
 from pipelines.uncertainty import Aggregate, Measure, image_uncertainty, object_uncertainty
 from pipelines.versions import Dataset, EmptyDataset
 
 Choose = Literal["random", "uncertain", "first"]
+# (number of the shard, row in the image shard), or where an image lies that is in no dataset.
+Place = tuple[int, int] | ArchiveImage
+_READERS = 4  # label files that are fetched at once
 _IOU = 0.5
 STATES = {TRUE: "found", FALSE: "false", IGNORED: "crowd"}
 
@@ -56,13 +63,13 @@ class Chosen:
     """The images of a gallery.
 
     Attributes:
-        images: with the place of each, (number of the shard, row in the image shard), in the order of the label set.
+        images: with the place of each, in the order of the label set.
         total: how many there were to choose from.
         label_map: of all objects.
         base: the label set whose images are shown.
     """
 
-    images: tuple[tuple[BrowsedImage, tuple[int, int]], ...]
+    images: tuple[tuple[BrowsedImage, Place], ...]
     total: int
     label_map: LabelMap
     base: Dataset
@@ -86,55 +93,96 @@ def choose_images(
         CategoryMismatch: predictions of categories that the dataset has not.
     """
     base = dataset if predictions is None else predictions.labels
-    places = [
-        (number, row.row, row.image_id, _uncertainty(row, measure, aggregate))
-        for number, shard in enumerate(base.shards)
-        for row in read_labels(shard)
-        if splits is None or row.split in splits
-    ]
-    if not places:
+    scored = base.metadata["kind"] == "predictions"
+    survey = _survey(base, splits, (measure, aggregate) if scored else None)
+    total = int(survey.starts[-1])
+    if not total:
         raise EmptyDataset(f"{base.reference} has no image{_in(splits)}; it has {dict(base.splits)}")
-    at = _pick(np.array([place[3] for place in places]), most, choose, seed)
-    wanted = {places[i][2]: places[i][3] for i in at.tolist()}
+    rows = list(_rows_at(base, survey, _pick(survey.uncertainty, most, choose, seed)))
     label_map = dataset.label_map
     to_id = None if predictions is None else predicted_category_ids(dataset, predictions)
-    truths = {} if predictions is None else _annotations_of(dataset, wanted)
-    scored = base.metadata["kind"] == "predictions"
+    truths = {} if predictions is None else _annotations_of(dataset, {row.image_id for row, _, _ in rows})
     images = []
-    for number, shard in enumerate(base.shards):
-        for row in read_labels(shard):
-            if row.image_id not in wanted:
-                continue
-            found = row.annotations if scored else None
-            if found is not None and to_id is not None and predictions is not None:
-                found = replace(found, category_ids=to_id[predictions.label_map.to_labels(found.category_ids)])
-            image = BrowsedImage(
-                image_id=row.image_id,
-                split=row.split,
-                width=row.width,
-                height=row.height,
-                found=found,
-                truth=truths.get(row.image_id) if scored else row.annotations,
-                uncertainty=wanted[row.image_id],
-                reason=str(row.extra.get("route", {}).get("reason", "")),
-                error=row.error or "",
-            )
-            images.append((image, (number, row.row)))
+    for row, uncertainty, _ in rows:
+        found = row.annotations if scored else None
+        if found is not None and to_id is not None and predictions is not None:
+            found = replace(found, category_ids=to_id[predictions.label_map.to_labels(found.category_ids)])
+        image = BrowsedImage(
+            image_id=row.image_id,
+            split=row.split,
+            width=row.width,
+            height=row.height,
+            found=found,
+            truth=truths.get(row.image_id) if scored else row.annotations,
+            uncertainty=uncertainty,
+            reason=str(row.extra.get("route", {}).get("reason", "")),
+            error=row.error or "",
+        )
+        images.append(image)
     if truths:
-        images = list(zip(_matched([image for image, _ in images], label_map), [place for _, place in images]))
-    return Chosen(images=tuple(images), total=len(places), label_map=label_map, base=base)
+        images = _matched(images, label_map)
+    places = [place for _, _, place in rows]
+    return Chosen(images=tuple(zip(images, places, strict=True)), total=total, label_map=label_map, base=base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Survey:
+    """What choosing needs of every image, a few bytes each.
+
+    Attributes:
+        places: (N,) of the images that there are to choose from, each in its label file.
+        uncertainty: (N,) of their predictions; 0 without any.
+        starts: (S + 1,) at which of these each label file begins.
+    """
+
+    places: IntArray
+    uncertainty: FloatArray
+    starts: IntArray
+
+
+def _survey(base: Dataset, splits: Collection[str] | None, measures: tuple[Measure, Aggregate] | None) -> _Survey:
+    parts = list(in_order(lambda shard: _survey_shard(shard, splits, measures), base.shards, threads=_READERS))
+    return _Survey(
+        places=np.concatenate([places for places, _ in parts]),
+        uncertainty=np.concatenate([uncertainty for _, uncertainty in parts]),
+        starts=np.cumsum([0, *(len(places) for places, _ in parts)]),
+    )
+
+
+def _survey_shard(
+    shard: ShardRef, splits: Collection[str] | None, measures: tuple[Measure, Aggregate] | None
+) -> tuple[IntArray, FloatArray]:
+    table = read_label_columns(shard, ["split", *(["objects.score"] if measures else [])])
+    uncertainty = np.zeros(table.num_rows)
+    if measures is not None:
+        measure, aggregate = measures
+        scores = pc.struct_field(table["objects"].combine_chunks(), "score")
+        values = object_uncertainty(np.asarray(pc.list_flatten(scores), np.float64), measure)
+        owners = np.asarray(pc.list_parent_indices(scores), np.int64)
+        uncertainty = image_uncertainty(values, owners, table.num_rows, aggregate)
+    chosen = np.ones(table.num_rows, np.bool_)
+    if splits is not None:
+        chosen = np.asarray(pc.is_in(table["split"], value_set=pa.array(list(splits), pa.string())))
+    places = np.flatnonzero(chosen)
+    return places, uncertainty[places]
+
+
+def _rows_at(base: Dataset, survey: _Survey, at: IntArray) -> Iterator[tuple[LabelRow, float, Place]]:
+    """The chosen rows with their uncertainty and place; label files without any are not decoded."""
+    cuts = np.searchsorted(at, survey.starts)
+    for number, shard in enumerate(base.shards):
+        mine = at[cuts[number] : cuts[number + 1]]
+        if not len(mine):
+            continue
+        rows = read_labels(shard)
+        elsewhere = None if base.has_images else read_places(shard)
+        for place, uncertainty in zip(survey.places[mine].tolist(), survey.uncertainty[mine].tolist(), strict=True):
+            row = rows[place]
+            yield row, uncertainty, (number, row.row) if elsewhere is None else archive_image(row, elsewhere[place])
 
 
 def _in(splits: Collection[str] | None) -> str:
     return "" if splits is None else f" in the splits {', '.join(sorted(splits))}"
-
-
-def _uncertainty(row: LabelRow, measure: Measure, aggregate: Aggregate) -> float:
-    scores = None if row.annotations is None else row.annotations.scores
-    if scores is None:
-        return 0.0
-    values = object_uncertainty(scores, measure)
-    return float(image_uncertainty(values, np.zeros(len(values), np.int64), 1, aggregate)[0])
 
 
 def _pick(uncertainty: FloatArray, most: int, choose: Choose, seed: int) -> IntArray:
@@ -195,18 +243,19 @@ def _outcomes(table: MatchTable) -> dict[str, tuple[dict[int, str], list[float |
 
 
 def read_images(chosen: Chosen) -> Iterator[tuple[BrowsedImage, Callable[[], bytes]]]:
-    """Each image with a way to read it, which raises BadImage for what is wrong with that image alone.
-
-    An archive is read in its own order, and what it does not give is left out.
-    """
-    if chosen.base.has_images:
-        for image, (shard, row) in chosen.images:
+    """Each image with a way to read it, which raises BadImage for what is wrong with that image alone."""
+    placed: list[tuple[BrowsedImage, ArchiveImage]] = []
+    for image, place in chosen.images:
+        if isinstance(place, ArchiveImage):
+            placed.append((image, place))
+        else:
+            shard, row = place
             yield image, _reader(chosen.base.shards[shard], row)
-        return
-    by_id: Mapping[str, BrowsedImage] = {image.image_id: image for image, _ in chosen.images}
-    for record in PredictionSet(labels=chosen.base).records():
-        if record.image_id in by_id:
-            yield by_id[record.image_id], _given(record.image)
+    if placed:
+        where = PredictionSet(labels=chosen.base).provenance["input"]
+        members = {place.place.member for _, place in placed}
+        for image, content in read_archive_images(where["kind"], where["uri"], placed, members):
+            yield image, _given(content)
 
 
 def _reader(shard: ShardRef, row: int) -> Callable[[], bytes]:
@@ -221,5 +270,10 @@ def _reader(shard: ShardRef, row: int) -> Callable[[], bytes]:
     return read
 
 
-def _given(image: bytes) -> Callable[[], bytes]:
-    return lambda: image
+def _given(content: bytes | BadImage) -> Callable[[], bytes]:
+    def read() -> bytes:
+        if isinstance(content, BadImage):
+            raise content
+        return content
+
+    return read
