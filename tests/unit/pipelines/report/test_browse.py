@@ -7,15 +7,16 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import archive_images
 from pipelines.ledger import Ledger
 from pipelines.predictions import ArchivePlace, PredictionSet, commit_predictions, open_predictions, write_predictions
-from pipelines.records import Annotations
 from pipelines.references import EmptyDataset
 from pipelines.report.browse import write_gallery
 from pipelines.route_rules import RouteRules
@@ -24,6 +25,7 @@ from pipelines.schema import LabelRow
 from pipelines.shard_writing import label_rows
 from pipelines.storage import Store
 from pipelines.versions import open_dataset
+from tests.archived import label_archive, one_box, write_archive
 from tests.evaluated import make_evaluated, write_guesses
 from tests.making import LABEL_MAP, commit_records, encoded, record
 from tests.sharded import Sets
@@ -38,10 +40,6 @@ def read(folder: Path, name: str) -> Any:
         number, _, value = value.partition(",")
         assert number == name
     return json.loads(value)
-
-
-def one_box(score: float) -> Annotations:
-    return Annotations.from_boxes(np.array([[2.0, 3.0, 10.0, 4.0]]), np.array([7]), scores=np.array([score]))
 
 
 @pytest.fixture
@@ -94,6 +92,41 @@ def test_an_archive_is_routed_and_looked_through_where_it_lies(archive: Predicti
     assert index["images"]["id"] == ["1.jpg", "2.jpg"] and index["images"]["u"] == [1.0, 0.8]
     assert index["images"]["why"] == ["a score between the thresholds"] * 2
     assert read(tmp_path / "g", "0")[0]["o"] == [{"b": [2.0, 3.0, 10.0, 4.0]}]
+
+
+@pytest.mark.parametrize("kind", ["photos", "photos.tar", "photos.tar.gz", "photos.zip"])
+@pytest.mark.parametrize("choose", ["first", "random", "uncertain"])
+def test_of_an_archive_the_chosen_images_alone_are_read(
+    tmp_path: Path, kind: str, choose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {f"{number}.jpg": encoded(seed=number) for number in range(8)}
+    images["1.jpg"] = images["1.jpg"][:60]
+    write_archive(tmp_path / kind, images)
+    predictions = label_archive(str(tmp_path / kind), str(tmp_path / "out"))
+    read_digests: list[bytes] = []
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(
+        archive_images, "hashlib", SimpleNamespace(sha256=lambda b: read_digests.append(b) or sha256(b))
+    )
+    report = write_gallery(str(tmp_path / "g"), predictions.labels, most=2, choose=choose, size=24)
+    shown = read(tmp_path / "g", "index")["images"]
+    assert (report.num_images, report.total, len(shown["id"])) == (2, 8, 2)
+    assert set(read_digests) == {images[name] for name in shown["id"]}
+    assert report.unreadable == ("1.jpg" in shown["id"])
+    if choose == "first":
+        assert shown["id"] == ["0.jpg", "1.jpg"] and shown["thumb"] == [True, False]
+        assert shown["why"][1].startswith("decode: BadImage: ")
+
+
+def test_images_of_an_archive_that_cannot_be_shown_say_why(archive: PredictionSet, tmp_path: Path) -> None:
+    (tmp_path / "photos/2.jpg").unlink()
+    report = write_gallery(str(tmp_path / "g"), archive.labels, size=24)
+    shown = read(tmp_path / "g", "index")["images"]
+    assert (report.num_images, report.unreadable, report.num_objects) == (5, 2, 4)
+    assert shown["id"] == [f"{number}.jpg" for number in range(5)]
+    assert shown["thumb"] == [True, True, False, True, False]
+    assert "2.jpg is no file of" in shown["why"][2] and shown["why"][4] == "decode: cut"
+    assert shown["looked"] == [True, True, True, True, False]
 
 
 def test_pictures_stand_upright(tmp_path: Path) -> None:
