@@ -266,6 +266,11 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Result:
         written = to_coco_results(open_predictions(dataset.reference), config.out, config.splits)
         files = {"results" if kind == "bbox" else f"results_{kind}": uri for kind, uri in written.items()}
         return {"files": files, "num_images": dataset.num_images, "num_objects": dataset.num_objects}
+    if not dataset.has_images:
+        raise ValueError(
+            f"{dataset.reference} holds predictions of images that lie where they were labelled; only their results "
+            "file is written (export coco). For another format ingest the images, and label that dataset"
+        )
     options = config.options if config.images is None else config.options | {"images": config.images}
     try:
         inspect.signature(write).bind(dataset, config.out, splits=config.splits, **options)

@@ -18,7 +18,7 @@ from pipelines.metrics.pairing import PairedImage
 from pipelines.metrics.ranking import threshold_index
 from pipelines.records import Annotations, BoolArray, Category, IntArray, LabelMap
 from pipelines.report.shapes import Skeleton, outline_path, skeleton
-from pipelines.shards import read_image
+from pipelines.shards import CorruptShard, read_image
 from pipelines.versions import Dataset
 
 _IOU = 0.5
@@ -174,7 +174,11 @@ def read_thumbnails(dataset: Dataset, image_ids: Sequence[str], budget: int) -> 
     each = budget // max(1, len(places))
     found = {}
     for image_id, (shard, row) in places.items():
-        uri = thumbnail(read_image(dataset.shards[shard], row), each)
+        try:
+            image = read_image(dataset.shards[shard], row)
+        except (CorruptShard, FileNotFoundError):
+            continue
+        uri = thumbnail(image, each)
         if uri is not None:
             found[image_id] = uri
     return found

@@ -20,8 +20,10 @@ from pipelines.schema import LabelRow
 from pipelines.shard_writing import label_rows
 from pipelines.uncertainty import object_uncertainty
 from pipelines.versions import Dataset
+from tests.archived import label_archive, write_archive
 from tests.browsing import CHROMIUM, Browser, browser
 from tests.evaluated import synthetic_records, write_dataset, write_guesses
+from tests.making import encoded
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
 HOSTILE = 'val/"><script>alert(1)</script>.jpg'
@@ -253,6 +255,25 @@ def test_names_that_mean_harm_do_nothing(gallery: Browser, made: Made) -> None:
 def test_a_failed_image_says_why(gallery: Browser) -> None:
     set_to(gallery, "show", "empty")
     assert gallery.value("document.querySelector('.shot .soft').textContent").startswith("<img src=x")
+
+
+def test_an_image_that_cannot_be_read_says_why_on_its_card_and_opened(running: Browser, tmp_path: Path) -> None:
+    images = {"lost.jpg": encoded(seed=1), "text.jpg": b"no image"}
+    write_archive(tmp_path / "photos", images)
+    predictions = label_archive(str(tmp_path / "photos"), str(tmp_path / "out"))
+    (tmp_path / "photos/lost.jpg").unlink()
+    write_gallery(str(tmp_path / "g"), predictions.labels, size=64)
+    running.open(tmp_path / "g/index.html")
+    running.wait("document.querySelectorAll('.shot .broken').length === 2")
+    told = running.value("[...document.querySelectorAll('.shot .soft')].map(e => e.textContent)")
+    assert told[0].startswith("1 object · uncertainty 0.10 · lost.jpg is no file of")
+    assert told[1].startswith("decode: BadImage: not a")
+    # The image that never had a size still has a picture with letters in it.
+    wide = "[...document.querySelectorAll('.shot .broken')].map(e => e.getBoundingClientRect().width > 20)"
+    assert running.value(wide) == [True, True]
+    running.value("document.querySelectorAll('.shot')[1].click()")
+    assert running.value("document.getElementById('why').textContent").startswith("decode: BadImage")
+    assert running.value("document.getElementById('facts').textContent") == ""
 
 
 @pytest.mark.parametrize(

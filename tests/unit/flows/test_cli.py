@@ -11,6 +11,8 @@ import pytest
 from flows.cli import app, console, demo
 from flows.cli.options import gather
 from flows.errors import describe, is_bad_input, unwrap
+from tests.archived import label_archive, write_archive
+from tests.making import encoded
 
 
 def run(capfd, *arguments: str) -> tuple[int, str, str]:
@@ -150,6 +152,15 @@ def test_export_and_ingest_again_give_the_same_objects(capfd, drawn, tmp_path):
 def test_export_of_an_unknown_split_is_bad_input(capfd, drawn, tmp_path):
     code, _, err = run(capfd, "export", "coco", drawn, "--out", str(tmp_path / "x"), "--split", "valid")
     assert code == console.BAD_INPUT and "valid" in err
+
+
+def test_predictions_of_an_archive_become_a_results_file_and_nothing_else(capfd, tmp_path):
+    write_archive(tmp_path / "photos", {f"{number}.jpg": encoded(seed=number) for number in range(2)})
+    reference = label_archive(str(tmp_path / "photos"), str(tmp_path / "out")).reference
+    code, _, err = run(capfd, "export", "label_studio", reference, "--out", str(tmp_path / "x"))
+    assert code == console.BAD_INPUT and "ingest the images" in err and not (tmp_path / "x").exists()
+    code, out, _ = run(capfd, "export", "coco", reference, "--out", str(tmp_path / "results.json"), "--json")
+    assert code == 0 and json.loads(out)["num_images"] == 2
 
 
 def test_settings_come_from_file_then_set_then_options(tmp_path):

@@ -19,6 +19,7 @@ from pipelines.ledger import Ledger
 from pipelines.predictions import ArchivePlace, PredictionSet, commit_predictions, open_predictions, write_predictions
 from pipelines.references import EmptyDataset
 from pipelines.report.browse import write_gallery
+from pipelines.report.gallery import read_thumbnails
 from pipelines.route_rules import RouteRules
 from pipelines.routing import route
 from pipelines.schema import LabelRow
@@ -192,6 +193,7 @@ def test_a_damaged_image_is_shown_with_its_reason_and_costs_no_other(tmp_path: P
     assert "'a/1.jpg' differ from their sha256" in images["why"][1]
     assert [bool(why) for why in images["why"]] == [False, True, False, False]
     assert sorted(path.name for path in (tmp_path / "g/thumbs").iterdir()) == ["0.jpg", "2.jpg", "3.jpg"]
+    assert sorted(read_thumbnails(open_dataset(str(uri)), ["a/0.jpg", "a/1.jpg"], 20_000)) == ["a/0.jpg"]
 
 
 @pytest.mark.parametrize(("keep", "why"), [(400, "ends before byte"), (None, "is missing")])
