@@ -94,6 +94,18 @@ def test_a_short_file_is_an_error(tmp_path: Path) -> None:
         store.read_range("x", 1, 4)
 
 
+def test_a_file_that_ends_before_the_first_byte_is_short_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers 416 where a range begins behind the end, and s3fs makes an error without a kind of it."""
+    store = Store.open("memory://short")
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise OSError(22, "The requested range is not satisfiable")
+
+    monkeypatch.setattr(type(store.fs), "cat_file", refuse)
+    with pytest.raises(ValueError, match="x ends before byte 14"):
+        store.read_range("x", 10, 4)
+
+
 def test_unknown_scheme_names_itself() -> None:
     with pytest.raises(ValueError, match="nope://bucket"):
         Store.open("nope://bucket/x")
