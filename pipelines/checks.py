@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.jpeg import plain_jpeg_size
 from pipelines.ledger import Ledger, LedgerEntry
 from pipelines.records import Annotations
+from pipelines.run_lengths import fills_its_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _FORMAT_NAMES = {"MPO": "jpeg"}  # a JPEG with more pictures behind the first
@@ -136,8 +137,8 @@ def check_annotations(
     Mended: of objects with the same id all but the first get a new one, and the old one becomes the attribute
     ``source_id``; a box that leaves the image by more than ``clip_tolerance`` pixels is clipped to it. Within the
     tolerance a box stays as the source wrote it: rounding of borders is no error. An RLE of another size than the
-    image's becomes an attribute, out of the way of whoever draws masks; what the source could not make sense of is
-    one already. Sound masks, keypoints and areas are never changed.
+    image's, or one whose runs do not fill it, becomes an attribute, out of the way of whoever draws masks; what the
+    source could not make sense of is one already. Sound masks, keypoints and areas are never changed.
 
     Args:
         annotations: as the source has them.
@@ -220,8 +221,9 @@ def _rename_twins(annotations: Annotations) -> tuple[Annotations, frozenset[int]
 
 
 def _set_aside_rles(annotations: Annotations, size: tuple[int, int]) -> Annotations:
-    """RLEs of another height and width than the image's become the attribute ``segmentation``, as COCO has it."""
-    wrong = [i for i, rle in enumerate(annotations.rles) if rle is not None and rle.size != size]
+    """RLEs that do not fill the image's height and width become the attribute ``segmentation``, as COCO has it."""
+    given = enumerate(annotations.rles)
+    wrong = [i for i, rle in given if rle is not None and (rle.size != size or not fills_its_size(rle))]
     if not wrong:
         return annotations
     rles = list(annotations.rles)

@@ -111,7 +111,7 @@ def open_snapshot(table: Store, version: int | None = None) -> Snapshot:
     newest = delta.version()
     if version is not None and version != newest:
         if not 0 <= version <= newest:
-            raise VersionNotFound(f"{redact(table.uri)} has versions 0 to {newest}, not {version}")
+            raise VersionNotFound(f"{redact(table.uri)} has versions 1 to {newest}, not {version}")
         delta.load_as_version(version)
     return _snapshot(table, delta)
 

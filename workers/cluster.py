@@ -14,6 +14,7 @@ from contextlib import contextmanager
 # same process must be started with the same one.
 _EMBEDDED_TOKEN = secrets.token_hex(32)
 
+_STARTS = 3
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -64,13 +65,7 @@ def _connect(where: str, num_cpus: int | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if where == "local":
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _start(num_cpus)
         else:
             ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -80,6 +75,26 @@ def _connect(where: str, num_cpus: int | None) -> None:
             f"no Ray cluster answers at {where!r}: {error}. Check --ray-address or RAY_ADDRESS (unset both to run on "
             "this machine), and that RAY_AUTH_MODE is the same here as on the cluster"
         ) from error
+
+
+def _start(num_cpus: int | None) -> None:
+    """An embedded cluster. On a busy machine Ray may not find its own node within the 30 seconds that it waits."""
+    import ray
+
+    for attempt in range(_STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:  # Ray raises no more than this
+            if "timed out during startup" not in str(error) or attempt == _STARTS - 1:
+                raise
+            ray.shutdown()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.commits import DatasetVersion
 from pipelines.jobs import Job
 from pipelines.ledger import Ledger
+from pipelines.ledger_listing import write_commit_ledger
 from pipelines.predictions import commit_predictions, open_predictions, to_coco_results
 from pipelines.quarantine import LISTED, QuarantineRow, write_quarantine
 from pipelines.sources.archive import member_uri
@@ -209,6 +210,9 @@ def _commit(
     ledger = _ledger(source, sums)
     if source.refused:
         _write_refusals(source, plan)
+        decided = Ledger()
+        decided.extend(refusals(source))
+        write_commit_ledger(Job(plan.root, plan.plan_id), decided)  # no task lists them
     return commit_predictions(
         plan.root,
         plan.label_set,

@@ -183,13 +183,19 @@ def label(
             if one["account"] is not None:
                 console.show("What it took", account_rows(one["account"]))
     bad = predictions["num_quarantined"]
-    if bad:
+    failed = bad if predictions["account"] is None else predictions["account"]["quarantined"]
+    if failed:
         console.warn(
-            f"{bad} image(s) have no predictions; see _quarantine beside the predictions, and try again with "
+            f"{failed} image(s) have no predictions; see _quarantine beside the predictions, and try again with "
             "--retry-quarantined or, those of tasks that were given up, with --retry-failed"
         )
-        if strict:
-            raise typer.Exit(console.INCOMPLETE)
+    if bad > failed:
+        console.warn(
+            f"{bad - failed} member(s) of the input were refused and are not among the images; "
+            "`boxmill inspect PREDICTIONS --ledger` says why"
+        )
+    if bad and strict:
+        raise typer.Exit(console.INCOMPLETE)
 
 
 @spread

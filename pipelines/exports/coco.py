@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.exports.coco_ids import given_id, unique_ids
@@ -28,11 +28,13 @@ class CocoExport:
     Attributes:
         files: split -> URI of its JSON file.
         num_images, num_objects: of all files.
+        losses: what COCO cannot say, counted.
     """
 
     files: dict[str, str]
     num_images: int
     num_objects: int
+    losses: dict[str, int] = field(default_factory=dict)
 
 
 def export_coco(
@@ -59,9 +61,10 @@ def export_coco(
     if unknown or not wanted:
         raise EmptyDataset(f"{opened.reference} has no split {unknown}; it has {sorted(opened.splits)}")
     names = split_names(opened.splits, without=("annotations",))
-    files, num_images, num_objects = {}, 0, 0
+    files, num_images, num_objects, unseen = {}, 0, 0, 0
     for split in wanted:
         found = list(coco_rows(opened, split))
+        unseen += count_unseen(found)
         file_names = coco_file_names(map(named, found))
         document = coco_document(opened, split, found, file_names)
         path = f"annotations/instances_{names[split]}.json"
@@ -72,7 +75,16 @@ def export_coco(
         if images:
             for row, shard, _ in found:
                 store.write_bytes(f"{names[split]}/{file_names[row.image_id]}", read_image(shard, row.row))
-    return CocoExport(files=files, num_images=num_images, num_objects=num_objects)
+    return CocoExport(files=files, num_images=num_images, num_objects=num_objects, losses=told_unseen(unseen))
+
+
+def count_unseen(found: Found) -> int:
+    """Images that nobody has looked at: to whoever reads COCO they are without objects."""
+    return sum(row.annotations is None for row, _, _ in found)
+
+
+def told_unseen(count: int) -> dict[str, int]:
+    return {"image that nobody has looked at": count} if count else {}
 
 
 def coco_rows(dataset: Dataset, split: str) -> Iterator[tuple[LabelRow, ShardRef, dict[str, Any]]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from pipelines.exports.coco import CocoExport, Found, coco_document, coco_rows, named
+from pipelines.exports.coco import CocoExport, Found, coco_document, coco_rows, count_unseen, named, told_unseen
 from pipelines.exports.coco_names import coco_file_names, own_file_name
 from pipelines.exports.names import split_names
 from pipelines.exports.walk import choose_splits
@@ -35,9 +35,10 @@ def export_lvis(
     store = Store.open(out_uri)
     names = split_names(opened.splits)
     taken = {f"annotations/lvis_{name}.json" for name in names.values()}  # images of all splits lie below one folder
-    files, num_images, num_objects = {}, 0, 0
+    files, num_images, num_objects, unseen = {}, 0, 0, 0
     for split in choose_splits(opened, splits):
         found = list(coco_rows(opened, split))
+        unseen += count_unseen(found)
         file_names = coco_file_names(map(named, found), by_url=True, taken=taken)
         taken |= set(file_names.values())
         document = _as_lvis(coco_document(opened, split, found, file_names), found)
@@ -49,7 +50,7 @@ def export_lvis(
         if images:
             for row, shard, _ in found:
                 store.write_bytes(file_names[row.image_id], read_image(shard, row.row))
-    return CocoExport(files=files, num_images=num_images, num_objects=num_objects)
+    return CocoExport(files=files, num_images=num_images, num_objects=num_objects, losses=told_unseen(unseen))
 
 
 def _as_lvis(document: dict[str, Any], found: Found) -> dict[str, Any]:

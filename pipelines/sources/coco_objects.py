@@ -36,8 +36,8 @@ def parse_categories(files: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -
                 merged[category.category_id] = category
             elif known.name != category.name:
                 raise CategoryMismatch(
-                    f"category id {known.category_id} is {known.name!r} in one file and {category.name!r} in {name}; "
-                    "one ingest needs one set of categories"
+                    f"category id {known.category_id} is {known.name!r} and, in {name}, {category.name!r}; one ingest "
+                    "needs one set of categories"
                 )
             elif category.keypoints and not known.keypoints:
                 merged[category.category_id] = category
@@ -144,7 +144,7 @@ def _number(value: Any) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**63)
 
 
 def _integer(value: Any, default: int) -> int:
@@ -191,7 +191,9 @@ def _is_numbers(values: Any) -> bool:
         return False
     # Outlines are nearly all of a file: a look at the types alone settles most of them.
     types = set(map(type, values))
-    return types <= {float} or (types <= {float, int} and all(map(_is_number, values)))
+    if types <= {float} and math.isfinite(sum(values)):  # no NaN nor infinity leaves a sum finite
+        return True
+    return types <= {float, int} and all(map(_is_number, values))
 
 
 def _parse_keypoints(other: dict[str, Any]) -> FloatArray | None:

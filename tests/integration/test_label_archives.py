@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import open_predictions
+from pipelines.ledger_listing import read_ledger
 from pipelines.quarantine import read_quarantine
 from pipelines.references import EmptyDataset
 from pipelines.sources.synthetic import SyntheticSource
@@ -86,6 +87,8 @@ def test_every_image_has_one_row_and_bad_ones_say_why(kind, model, tmp_path, ray
     assert {name: q.stage for name, q in quarantined.items() if name in BAD} == dict.fromkeys(BAD, "decode")
     (refused,) = quarantined.keys() - BAD.keys()
     assert quarantined[refused].stage == "list" and refused.endswith("link.jpg")
+    listed = [entry.image_id for entry in read_ledger(made.reference).entries() if entry.fate == "quarantined"]
+    assert sorted(listed) == sorted([*BAD, refused])
 
     records = {record.image_id: record for record in predictions.records()}
     assert {name: record.image for name, record in records.items()} == GOOD
