@@ -21,6 +21,7 @@ from pipelines.planning import items_from_arrow, plan_ledger
 from pipelines.quarantine import QuarantineRow, write_quarantine
 from pipelines.records import Annotations, ImageRecord, LabelMap
 from pipelines.references import EmptyDataset
+from pipelines.resuming import check_files
 from pipelines.schema import LabelRow
 from pipelines.shard_writing import MAX_SHARD_BYTES, ImageShardWriter, label_row, write_label_shard
 from pipelines.shards import ShardFile
@@ -250,6 +251,7 @@ def commit_job(job: Job, plan: Plan, *, strict: bool = False, dedupe: Dedupe = "
         LedgerMismatch: the receipts do not account for everything the source holds.
         EmptyDataset: not one image could be imported.
         StrictIngestError: strict, and something was not simply imported.
+        FilesLost: files or receipts were deleted meanwhile.
     """
     label_set = plan.metadata["label_set"]
     ledger = plan_ledger(plan)
@@ -262,6 +264,7 @@ def commit_job(job: Job, plan: Plan, *, strict: bool = False, dedupe: Dedupe = "
         loaded += int(receipt.extra["loaded_annotations"])
         image_files += files_of([receipt], "images")
         label_files += files_of([receipt], f"labels/{label_set}")
+    check_files(job, [*image_files, *label_files], plan.num_tasks)
     assert done == plan.num_tasks, "a commit needs every receipt"
     seen = plan.metadata["seen"]
     where = redact(job.dataset_uri)

@@ -30,6 +30,7 @@ _PLAN = "plan.parquet"
 _METADATA_KEY = b"boxmill"
 _TASKS_KEY = b"boxmill.tasks"  # rows of each task; plans without it have one row group a task
 _BUNDLES = "bundles"
+_ALIVE = "alive"  # its time counts, nothing else
 _GROUP_ROWS = 1024  # a row group holds whole tasks: of one each, the footer of 100,000 tasks would be 100 MB
 
 
@@ -246,6 +247,27 @@ class Job:
         copies: list[dict[str, Any]] = json.loads(content) if _digest(content) == name.removesuffix(".json") else []
         return copies
 
+    def say_alive(self) -> None:
+        """Leave a fresh file in the folder: somebody goes on with the plan."""
+        self.store.write_bytes(_ALIVE, uuid.uuid4().hex.encode())
+
+    def take_back(self, task_ids: Iterable[int]) -> None:
+        """Delete receipts, so that their tasks are done again."""
+        self._unbundle()
+        for task_id in task_ids:
+            self.store.remove(_receipt_path(task_id))
+
+    def delete(self) -> None:
+        """Delete the plan with all that was kept of it, receipts first: the same work starts anew then."""
+        self.take_back(self.done())
+        for file in self.store.list_files():
+            self.store.remove(file.path)
+
+    def _unbundle(self) -> None:
+        """First: the receipts are there without the bundles, but not the other way about."""
+        for name in self._bundles():
+            self.store.remove(f"{_BUNDLES}/{name}")
+
     def forget(self, image_ids: Collection[str]) -> None:
         """Take some images' rows and ledger entries out of a finished plan; counts stay. Nobody needs the rows then.
 
@@ -254,8 +276,7 @@ class Job:
         if not self.has_plan() or self.missing():
             return
         self._forget_rows(image_ids)
-        for name in self._bundles():  # first: the receipts are there without them, but not the other way about
-            self.store.remove(f"{_BUNDLES}/{name}")
+        self._unbundle()
         for task_id in self.done():
             path = _receipt_path(task_id)
             receipt = json.loads(self.store.read_bytes(path))

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import delta
+from pipelines.ages import DatedFile, dated_files, written_at
 from pipelines.label_commits import purged_shards
 from pipelines.lookup import lookup_path
 from pipelines.near_duplicates import hashes_path
 from pipelines.references import EmptyDataset, Reference, parse_reference
+from pipelines.resuming import UncommittedPlan, last_change, uncommitted_plans
 from pipelines.shard_paths import index_path, shard_stem
 from pipelines.shard_sink import ShardDigest
-from pipelines.storage import Store, redact
+from pipelines.storage import Store
 from pipelines.versions import Dataset, list_label_sets, open_dataset
 
 GRACE_HOURS = 168.0
@@ -43,11 +44,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vacuumed:
-    """Files that no version names, with their sizes in bytes; ``deleted`` is False for a dry run."""
+    """Files that no version names.
+
+    Attributes:
+        paths: relative to the dataset, sorted.
+        size: of all of them, bytes.
+        deleted: False for a dry run.
+        plans: ids of the plans that counted on some of them and go with them.
+    """
 
     paths: tuple[str, ...]
     size: int
     deleted: bool
+    plans: tuple[str, ...] = ()
 
 
 def verify(reference: str, *, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
@@ -193,7 +202,12 @@ def vacuum(uri: str, *, grace_hours: float = GRACE_HOURS, dry_run: bool = False)
     """Delete files that no version of any label set names: of killed workers, lost races, abandoned plans.
 
     Every version stays readable. A running ingest has written files that no version names yet, so only files older
-    than the grace period go; it must be longer than the longest ingest takes.
+    than the grace period go; it must be longer than the longest ingest takes. Files that a plan counts on stay as long
+    as anything happened in its folder within the period; after that the plan goes, and then its files: the same ingest
+    or labelling starts anew.
+
+    Safe beside whoever works on the dataset, but for one moment: between the last look at a file's age and its deletion
+    (one request) it must not be written again and committed.
 
     Args:
         uri: the dataset.
@@ -211,35 +225,49 @@ def vacuum(uri: str, *, grace_hours: float = GRACE_HOURS, dry_run: bool = False)
     store = Store.open(dataset_uri)
     before = time.time() - grace_hours * 3600
     # Listed first: what is committed after this is in the list of named files, or too young.
-    old = [entry for entry in _candidates(store) if entry[2] < before]
-    named = set(_named_files(store))
-    going = sorted((path, size) for path, size, _ in old if path not in named)
+    old = {file.path: file for file in _candidates(store) if file.written < before}
+    going = old.keys() - set(_named_files(store))
+    plans = list(uncommitted_plans(store)) if going else []
+    for plan in plans:
+        if last_change(plan.job) >= before:
+            going -= plan.files
+    plans = [plan for plan in plans if not going.isdisjoint(plan.files)]
     if not dry_run:
-        for path, _ in going:
-            store.remove(path)
-    return Vacuumed(paths=tuple(p for p, _ in going), size=sum(size for _, size in going), deleted=not dry_run)
+        going = _delete(store, going, plans, before)
+    return Vacuumed(
+        paths=tuple(sorted(going)),
+        size=sum(old[path].size for path in going),
+        deleted=not dry_run,
+        plans=tuple(sorted(plan.job.plan_id for plan in plans)),
+    )
 
 
-def _candidates(store: Store) -> Iterator[tuple[str, int, float]]:
-    """(path, size, seconds since 1970) of every data file and leftover; never of a log, receipt or quarantine."""
+def _delete(store: Store, going: Set[str], plans: Sequence[UncommittedPlan], before: float) -> set[str]:
+    """Receipts first: whoever goes on with a plan finds them gone and does the tasks again.
+
+    What happened since the files were listed is looked at now: a plan that somebody has taken up, a commit, a file that
+    was written again under its name, which is that of its content.
+    """
+    left = set(going)
+    for plan in plans:
+        plan.job.take_back(plan.job.done())
+        if last_change(plan.job) >= before:
+            left -= plan.files
+        else:
+            plan.job.delete()
+    left -= set(_named_files(store))
+    deleted = set()
+    for path in sorted(left):
+        written = written_at(store, path)
+        if written is not None and written < before and store.remove(path):
+            deleted.add(path)
+    return deleted
+
+
+def _candidates(store: Store) -> Iterator[DatedFile]:
+    """Every data file and leftover; never of a log, receipt or quarantine."""
     for folder in ("images", "labels", *_DERIVED):
-        try:
-            found: dict[str, dict[str, Any]] = store.fs.find(f"{store.root}/{folder}", detail=True)
-        except FileNotFoundError:
-            continue
-        for name, entry in found.items():
-            path = name.removeprefix(f"{store.root}/").lstrip("/")
-            if "/_delta_log/" not in path:
-                yield path, int(entry["size"] or 0), _modified(entry, redact(store.join(path)))
-
-
-def _modified(entry: dict[str, Any], where: str) -> float:
-    value = entry.get("mtime", entry.get("LastModified", entry.get("created")))
-    if isinstance(value, datetime):
-        return value.timestamp()
-    if not isinstance(value, (int, float)):
-        raise ValueError(f"{where}: the store does not tell when it was written, so nothing can be vacuumed there")
-    return float(value)
+        yield from (file for file in dated_files(store, folder) if "/_delta_log/" not in file.path)
 
 
 def _named_files(store: Store) -> Iterator[str]:

@@ -20,6 +20,7 @@ from pipelines.near_duplicates import count_near_duplicates, find_near_duplicate
 from pipelines.planning import plan_id_of, save_ingest_plan
 from pipelines.records import LabelMap
 from pipelines.references import check_label_set_name
+from pipelines.resuming import resume
 from pipelines.sources import Source
 from pipelines.storage import Store, absolute
 from workers.memory import keep_freed_memory
@@ -68,8 +69,8 @@ def ingest(
     Returns:
         The version, with the ledger sums of this plan.
     Raises:
-        EmptyDataset, StrictIngestError, CategoryMismatch, DuplicateImages, LedgerMismatch, SourceChanged: all
-            ValueErrors.
+        EmptyDataset, StrictIngestError, CategoryMismatch, DuplicateImages, LedgerMismatch, SourceChanged,
+            FilesLost: all ValueErrors.
     """
     report: Progress = progress or (lambda *_, **__: None)
     dataset_uri = absolute(dataset_uri)
@@ -94,7 +95,7 @@ def ingest(
         check_appends(dataset_uri, label_set, label_map=label_map, image_ids=set(job.read_column("image_id")))
     report("plan", 1, 1)
 
-    pending = job.missing(plan.num_tasks)
+    pending = resume(job, plan.num_tasks)
     done = plan.num_tasks - len(pending)
     report("import", done, plan.num_tasks)
     if len(pending) <= _TASKS_WITHOUT_RAY and not _ray_is_running():

@@ -18,6 +18,7 @@ from pipelines.ledger import Ledger
 from pipelines.ledger_listing import write_commit_ledger
 from pipelines.predictions import commit_predictions, open_predictions, to_coco_results
 from pipelines.quarantine import LISTED, QuarantineRow, write_quarantine
+from pipelines.resuming import check_files, resume
 from pipelines.sources.archive import member_uri
 from pipelines.storage import Store, redact
 from workers.label_account import ReceiptSums, account_uri, add_up, read_account, write_account
@@ -172,7 +173,7 @@ def _label_missing(runs: Sequence[_Run], source: LabelInput, progress: Progress 
             elif not run.job.has_plan():
                 save_tasks(run.job, source, run.plan, facts)
             run.tasks = run.job.plan().num_tasks
-            pending = run.job.missing(run.tasks)
+            pending = resume(run.job, run.tasks)
             run.resumed = run.tasks - len(pending)
             if pending:
                 parts = phases(run.job, pending)
@@ -180,6 +181,7 @@ def _label_missing(runs: Sequence[_Run], source: LabelInput, progress: Progress 
         done = run_plans(unfinished, source, progress, before=before) if unfinished else None
     for run in runs:
         sums = add_up(run.job.each_receipt())
+        check_files(run.job, sums.files, run.tasks)
         price = config.price_per_hour
         # Before the commit: who finds the version finds what it took as well.
         write_account(run.plan.root, sums.account(run.plan.plan_id, price_per_hour=price, run=done))

@@ -18,6 +18,7 @@ from pipelines.prediction_makers import differences
 from pipelines.predictions import STATUS_FAILED, PredictionSet, open_predictions
 from pipelines.quarantine import LABEL, forget_quarantined
 from pipelines.references import Reference, parse_reference
+from pipelines.resuming import check_files, resume
 from pipelines.schema import LabelRow
 from pipelines.shards import ShardFile, read_label_file, read_labels
 from pipelines.storage import Store, redact
@@ -79,10 +80,11 @@ def retry(
     if tasks:
         if not job.has_plan():
             job.save_plan(tasks, TASK, {"retry": config.retry, "of": redact(reference)})
-        pending = job.missing(len(tasks))
+        pending = resume(job, len(tasks))
         part = replace(source, num_images=sum(task.num_rows for task in tasks))
         run = run_plan(pending, config, part, again, model, progress) if pending else None
         sums = add_up(job.each_receipt())
+        check_files(job, sums.files, len(tasks))
         told = sums.account(again.plan_id, price_per_hour=config.price_per_hour, run=run)
         account = write_account(again.root, told)
         reference, mended = _replace_rows(again.root, wanted, sums.files, again.plan_id)

@@ -75,7 +75,8 @@ def vacuum(
 
     found = delete(dataset, grace_hours=grace_hours, dry_run=True)
     if not console.mode.json:
-        console.show("Vacuum", {"dataset": dataset, "files": len(found.paths), "bytes": found.size})
+        told = {"dataset": dataset, "files": len(found.paths), "bytes": found.size}
+        console.show("Vacuum", told | ({"plans given up": len(found.plans)} if found.plans else {}))
         console.show_limited("Files", ["file"], [[path] for path in found.paths], limit)
     if found.paths and not dry_run:
         if not console.agreed(f"Delete {len(found.paths):,} files?", yes):
