@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.label_commits import rewrite_label_file
-from pipelines.ledger import Ledger, LedgerEntry, Subject
+from pipelines.ledger import SUBJECTS, Ledger, LedgerEntry
 from pipelines.records import Annotations
 from pipelines.schema import annotations_to_arrow
 from pipelines.shard_paths import image_path, index_path, shard_stem
@@ -25,6 +26,9 @@ Dedupe = Literal["keep", "report", "drop"]
 """What to do with images of the same bytes: not look, tell, or leave the later ones out."""
 
 Labels = Literal["same", "differ", "first is unlabelled", "unlabelled"]
+Mended = Mapping[str, Mapping[str, Sequence[int]]]
+"""Path of a label file -> number of a row of it, as JSON has it -> mended images (0 or 1) and annotations there."""
+
 _READERS = 16
 
 
@@ -109,6 +113,7 @@ def leave_out_duplicates(
     label_set: str,
     files: Sequence[ShardFile],
     found: Sequence[Duplicate],
+    mended: Mended,
     ledger: Ledger,
     dropped: Ledger,
 ) -> list[ShardFile]:
@@ -121,11 +126,11 @@ def leave_out_duplicates(
         label_set: of the files.
         files: label files that are not committed yet; those that change are written anew.
         found: duplicates among them.
+        mended: what was mended in the files; the ledger counts all of it, but lists only so many entries.
         ledger: the plan's; what goes is moved from imported (or mended) to dropped.
         dropped: gets the same entries alone.
     """
     going = {d.image_id: d for d in found if d.labels != "first is unlabelled"}
-    mended = Counter((e.subject, e.image_id) for e in ledger.entries if e.fate == "mended" and e.image_id in going)
     kept = []
     for file in files:
         table = read_label_file(store.uri, file.path)
@@ -134,8 +139,10 @@ def leave_out_duplicates(
         if not leaving.num_rows:
             kept.append(file)
             continue
-        for image_id, objects in zip(leaving["image_id"].to_pylist(), _num_objects(leaving), strict=True):
-            entry = _move(ledger, going[image_id], objects, mended)
+        changed = mended[file.path] if file.path in mended else _listed(ledger, table)
+        rows = np.flatnonzero(gone).tolist()
+        for row, image_id, objects in zip(rows, leaving["image_id"].to_pylist(), _num_objects(leaving), strict=True):
+            entry = _move(ledger, going[image_id], objects, changed.get(str(row), (0, 0)))
             ledger.add(entry)
             dropped.add(entry)
         rest = table.filter(pc.invert(gone))
@@ -158,11 +165,17 @@ def _num_objects(table: pa.Table) -> list[int]:
     return list(pc.fill_null(pc.list_value_length(ids), 0).to_pylist())
 
 
-def _move(ledger: Ledger, duplicate: Duplicate, objects: int, mended: Counter[tuple[Subject, str]]) -> LedgerEntry:
+def _listed(ledger: Ledger, table: pa.Table) -> dict[str, list[int]]:
+    """As in ``Mended``, of a task whose receipt does not tell: an older boxmill's."""
+    ids = set(table["image_id"].to_pylist())
+    counts = Counter((e.subject, e.image_id) for e in ledger.entries if e.fate == "mended" and e.image_id in ids)
+    names = enumerate(table["image_id"].to_pylist())
+    return {str(row): [counts[subject, image_id] for subject in SUBJECTS] for row, image_id in names}
+
+
+def _move(ledger: Ledger, duplicate: Duplicate, objects: int, mended: Sequence[int]) -> LedgerEntry:
     """Each image and object has one fate: it is no longer what the task told."""
-    totals: dict[Subject, int] = {"image": 1, "annotation": objects}
-    for subject, total in totals.items():
-        changed = min(mended[subject, duplicate.image_id], total)
+    for subject, total, changed in zip(SUBJECTS, (1, objects), mended, strict=True):
         ledger.counts[subject]["mended"] -= changed
         ledger.counts[subject]["imported"] -= total - changed
     return LedgerEntry(

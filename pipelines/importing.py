@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from types import TracebackType
+from typing import Any
 
 from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_images, commit_labels
@@ -14,7 +15,7 @@ from pipelines.duplicates import Dedupe, count_duplicates, find_new_duplicates, 
 from pipelines.in_order import in_order
 from pipelines.jobs import Job, Plan, Receipt, files_of
 from pipelines.label_commits import settle
-from pipelines.ledger import Ledger, LedgerEntry
+from pipelines.ledger import SUBJECTS, Ledger, LedgerEntry
 from pipelines.ledger_listing import write_commit_ledger
 from pipelines.pixels import check_pixels
 from pipelines.planning import items_from_arrow, plan_ledger
@@ -72,13 +73,16 @@ def run_task(job: Job, task_id: int, source: Source | None = None) -> Receipt:
             assert isinstance(found, ImageRecord)
             if item.coco_image_id not in (None, found.coco_image_id):
                 found = replace(found, coco_image_id=item.coco_image_id)
-            shards.add(_check(found, item, category_ids, ledger))
+            before = _mended(ledger)
+            record = _check(found, item, category_ids, ledger)
+            shards.add(record, mended=[now - then for now, then in zip(_mended(ledger), before)])
         files = shards.finish()
     if quarantined:
         write_quarantine(store, job.plan_id, f"{task_id:06d}", quarantined)
-    receipt = Receipt(
-        task_id=task_id, files=tuple(files), ledger=ledger.to_json(), extra={"loaded_annotations": loaded}
-    )
+    extra: dict[str, Any] = {"loaded_annotations": loaded}
+    if plan.metadata.get("settings", {}).get("dedupe") == "drop":
+        extra["mended"] = shards.mended
+    receipt = Receipt(task_id=task_id, files=tuple(files), ledger=ledger.to_json(), extra=extra)
     # Receipt last: a killed worker leaves orphan files, never a receipt without its files.
     return receipt if job.finish(task_id, receipt) else job.receipt(task_id)
 
@@ -87,16 +91,21 @@ class _TaskShards:
     """The shard that a task writes, with its labels; several where sizes that no listing told outgrow one.
 
     Leaving the ``with`` without ``finish`` leaves no half-written file behind.
+
+    Attributes:
+        mended: see ``pipelines.duplicates.Mended``.
     """
 
     def __init__(self, store: Store, label_set: str) -> None:
         self._store, self._label_set = store, label_set
         self._files: list[ShardFile] = []
+        self.mended: dict[str, dict[str, list[int]]] = {}
         self._begin()
 
     def _begin(self) -> None:
         self._writer = ImageShardWriter(self._store)
         self._rows: list[LabelRow] = []
+        self._mended_rows: dict[str, list[int]] = {}
         self._bytes = 0
 
     def __enter__(self) -> _TaskShards:
@@ -105,10 +114,12 @@ class _TaskShards:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._writer.__exit__(kind, error, at)
 
-    def add(self, record: ImageRecord) -> None:
+    def add(self, record: ImageRecord, *, mended: list[int]) -> None:
         if self._rows and self._bytes + len(record.image) > MAX_SHARD_BYTES:
             self.finish()
             self._begin()
+        if any(mended):
+            self._mended_rows[str(len(self._rows))] = mended
         self._rows.append(label_row(record, len(self._rows), self._writer.add(record)))
         self._bytes += len(record.image)
 
@@ -119,6 +130,7 @@ class _TaskShards:
         if image_file is not None:
             label_file = write_label_shard(self._store, self._label_set, image_file.path, self._rows)
             self._files += [image_file, label_file]
+            self.mended[label_file.path] = self._mended_rows
         return self._files
 
 
@@ -236,6 +248,11 @@ def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], 
     return replace(record, annotations=annotations)
 
 
+def _mended(ledger: Ledger) -> list[int]:
+    """Images and annotations so far."""
+    return [ledger.counts[subject]["mended"] for subject in SUBJECTS]
+
+
 def _count(annotations: Annotations | None) -> int:
     return 0 if annotations is None else len(annotations)
 
@@ -257,11 +274,13 @@ def commit_job(job: Job, plan: Plan, *, strict: bool = False, dedupe: Dedupe = "
     ledger = plan_ledger(plan)
     image_files: list[ShardFile] = []
     label_files: list[ShardFile] = []
+    mended: dict[str, Any] = {}
     done = loaded = 0
     for receipt in job.each_receipt():
         done += 1
         ledger.merge(Ledger.from_json(receipt.ledger))
         loaded += int(receipt.extra["loaded_annotations"])
+        mended |= receipt.extra.get("mended", {})
         image_files += files_of([receipt], "images")
         label_files += files_of([receipt], f"labels/{label_set}")
     check_files(job, [*image_files, *label_files], plan.num_tasks)
@@ -273,7 +292,7 @@ def commit_job(job: Job, plan: Plan, *, strict: bool = False, dedupe: Dedupe = "
     if dedupe == "drop" and duplicates:
         dropped = Ledger()
         store = Store.open(job.dataset_uri)
-        label_files = leave_out_duplicates(store, label_set, label_files, duplicates, ledger, dropped)
+        label_files = leave_out_duplicates(store, label_set, label_files, duplicates, mended, ledger, dropped)
         write_commit_ledger(job, dropped)
     ledger.check(images=seen["images"], annotations=seen["annotations"] + loaded)
     if strict and ledger.reasons:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pipelines.duplicates import find_duplicates
+from pipelines.importing import StrictIngestError
 from pipelines.ledger_listing import read_ledger
 from pipelines.sources import open_source
 from pipelines.versions import open_dataset
@@ -55,6 +57,33 @@ def test_dropped_duplicates_are_in_the_ledger(tmp_path: Path):
     assert "first is '2.jpg', labels: differ" in told["4.jpg"] and "'train' and 'val'" in told["11.jpg"]
     assert find_duplicates(dataset) == []
     assert ingest(opened, str(tmp_path / "d"), dedupe="drop").found
+
+
+def test_what_was_mended_is_counted_however_few_entries_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipelines.ledger.MAX_LISTED", 1)
+    document, images = coco_document(4), coco_images(4)
+    images |= {"2.jpg": images["1.jpg"], "3.jpg": images["1.jpg"]}
+    for entry in document["images"]:
+        entry["width"] = 25  # the file's header says 24
+    for annotation in document["annotations"]:
+        annotation["bbox"] = [20, 2, 15, 6]  # leaves the image
+    opened = open_source("coco", **write_coco(tmp_path, "train", document, images))
+    ledger = ingest(opened, str(tmp_path / "d"), dedupe="drop").ledger
+    assert ledger["images"] == {"seen": 4, "imported": 0, "mended": 2, "dropped": 2, "quarantined": 0}
+    assert ledger["annotations"] == {"seen": 8, "imported": 0, "mended": 4, "dropped": 4, "quarantined": 0}
+
+
+def test_receipts_of_an_older_boxmill_tell_by_their_entries(tmp_path: Path):
+    opened = source(tmp_path)
+    uri = str(tmp_path / "d")
+    with pytest.raises(StrictIngestError):
+        ingest(opened, uri, dedupe="drop", strict=True)
+    (path,) = Path(uri).glob("_jobs/*/done/*.json")
+    told = json.loads(path.read_text())
+    assert sum(map(len, told["extra"].pop("mended").values())) == 1
+    path.write_text(json.dumps(told))
+    ledger = ingest(opened, uri, dedupe="drop").ledger
+    assert ledger["annotations"] == {"seen": 14, "imported": 8, "mended": 0, "dropped": 6, "quarantined": 0}
 
 
 def test_duplicates_of_what_is_there_already(tmp_path: Path):
