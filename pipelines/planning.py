@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.credentials import check_options, check_uri, has_credentials
 from pipelines.inputs import Inputs
 from pipelines.jobs import Job, Plan, make_plan_id
 from pipelines.ledger import Ledger, LedgerEntry
@@ -80,7 +81,10 @@ def plan_id_of(
         label_set: where the truth goes.
         inputs: its files; see ``list_inputs``.
         settings: what else shapes the result; only what is not as usual, so that ids stay.
+    Raises:
+        ValueError: an option holds a password or the like, which the plan and its commit would tell.
     """
+    check_options(source.kind, source.options)
     return make_plan_id(
         kind=source.kind,
         options=dict(source.options),
@@ -99,6 +103,7 @@ def save_ingest_plan(job: Job, source: Source, label_set: str, settings: Mapping
 
     Raises:
         EmptyDataset: the source offers not one image.
+        ValueError: an image's URI holds a password or the like.
     """
     ledger = Ledger()
     counts = {"images": 0, "annotations": 0}
@@ -173,6 +178,9 @@ def _items(source: Source, ledger: Ledger, counts: dict[str, int]) -> Iterator[S
             )
             continue
         seen.add(found.image_id)
+        check_uri(found.uri, "image")
+        if has_credentials(found.url):  # nobody reads by it
+            found = replace(found, url=redact(found.url))
         if found.coco_image_id is None:
             found = replace(found, coco_image_id=next_id)
         next_id = max(next_id, (found.coco_image_id or 0) + 1)

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from pipelines import delta
 from pipelines.checks import BadImage, check_annotations
 from pipelines.commits import DatasetVersion, commit_labels, describe_version, find_version
+from pipelines.credentials import check_options
 from pipelines.inputs import list_inputs
 from pipelines.jobs import Job, make_plan_id
 from pipelines.label_commits import check_newest, commit_revision, file_changes, revised_metadata, settle
@@ -71,7 +72,8 @@ def add_labels(
         CategoryMismatch: kept labels have other categories than the source.
         EmptyDataset: the source names no image of the dataset.
         DuplicateImages: the new label set exists and has these images.
-        ValueError: strict, and something was mended or dropped; or a version that is not the newest is to be changed.
+        ValueError: strict, and something was mended or dropped; a version that is not the newest is to be changed; an
+            option of the source holds a password or the like.
     """
     base = open_dataset(reference)
     target = check_label_set_name(label_set or base.label_set)
@@ -80,6 +82,7 @@ def add_labels(
     if others not in get_args(Others):
         raise ValueError(f"others={others!r}: choose one of {', '.join(get_args(Others))}")
     _check_base(base, source.label_map, replacing, others)
+    check_options(source.kind, source.options)
     inputs = list_inputs(source)
     plan_id = make_plan_id(
         operation=REPLACE,

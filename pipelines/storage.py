@@ -6,7 +6,6 @@ Paths given to a ``Store`` are relative to its root and use ``/``.
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 
+from pipelines.credentials import redact as redact
 from pipelines.local_files import find_local, read_local_ranges, sync_folder
 from pipelines.open_files import LocalNewFile, NewFile, RemoteFile, RemoteNewFile
 from pipelines.retries import is_refused, retrying, wait_a_little
@@ -26,13 +26,6 @@ _CREATE_ATTEMPTS = 8
 _CHUNK = 8 * 2**20
 # Stores whose fsspec implementation creates on condition: If-None-Match, or a generation match of 0.
 _EXCLUSIVE_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs"})
-
-
-def redact(uri: str) -> str:
-    """The URI without user name, password or signed query: safe for rows, logs and messages."""
-    # A user may stand there without a password, but "@labels/" behind a bucket's name makes a dataset reference.
-    uri = re.sub(r"^([a-z0-9+.-]+://)(?:[^/@]*:[^/@]*@|[^/@]*@(?!labels/))", r"\1", uri, flags=re.IGNORECASE)
-    return uri.split("?", 1)[0] if "://" in uri else uri
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:

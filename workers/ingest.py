@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, get_args
 
 from pipelines.commits import DatasetVersion, check_appends, find_version
+from pipelines.credentials import check_options, check_uri
 from pipelines.duplicates import Dedupe
 from pipelines.importing import commit_job, run_task
 from pipelines.inputs import check_unchanged, list_inputs
@@ -74,6 +75,7 @@ def ingest(
     """
     report: Progress = progress or (lambda *_, **__: None)
     dataset_uri = absolute(dataset_uri)
+    check_uri(dataset_uri, "dataset")
     Store.open(dataset_uri)
     check_label_set_name(label_set)
 
@@ -83,6 +85,7 @@ def ingest(
     # Only what is not as usual: a plan's id stays what it was.
     settings: dict[str, Any] = {"deep_check": True} if deep_check else {}
     settings |= {"dedupe": dedupe} if dedupe == "drop" else {}
+    check_options(source.kind, source.options)
     inputs = list_inputs(source, hash_inputs=hash_inputs)
     plan_id = plan_id_of(source, label_set, inputs=inputs, settings=settings)
     found = find_version(dataset_uri, label_set, plan_id)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.credentials import check_options
 from pipelines.jobs import make_plan_id
 from pipelines.ledger import LedgerEntry
 from pipelines.references import EmptyDataset
@@ -171,6 +172,8 @@ def _archive_input(uri: str) -> LabelInput:
 
 def _source_input(kind: InputKind, uri: str, source: Source) -> LabelInput:
     writer, refused, names = ListingWriter(), list[Refused](), set[str]()
+    if kind == "webdataset":  # its plan names the tars; of a list it has places of lines
+        check_options(kind, source.options)
 
     def images() -> Iterator[Mapping[str, Any]]:
         for found in source.scan():
