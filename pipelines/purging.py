@@ -22,6 +22,7 @@ from pipelines.near_duplicates import hashes_path
 from pipelines.quarantine import forget_quarantined
 from pipelines.records import ImageRecord
 from pipelines.references import format_reference, parse_reference
+from pipelines.resuming import uncommitted_plans
 from pipelines.schema import SCHEMA_VERSION, LabelRow
 from pipelines.shard_paths import image_path, index_path, shard_stem
 from pipelines.shard_writing import write_image_shard
@@ -45,6 +46,7 @@ class Purged:
         image_ids: that are gone, sorted.
         copies: images that are not, but have the same bytes as one of them.
         shards: paths of the image files that were deleted.
+        uncommitted: those of them that no version named: of ingests that were refused or killed; their plans went too.
         versions: label set -> reference of its newest version, of those that had to change.
         deleted: False for a dry run; ``versions`` are then those that are there now.
     """
@@ -54,13 +56,15 @@ class Purged:
     shards: tuple[str, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     deleted: bool = True
+    uncommitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Images by the stem of their shard, and those with the same bytes as others."""
+    """Images by the stem of their shard, stems of shards that no version names, and images with the same bytes."""
 
     stems: Mapping[str, frozenset[str]]
+    uncommitted: tuple[str, ...]
     copies: tuple[str, ...]
 
 
@@ -70,8 +74,12 @@ def purge_images(uri: str, image_ids: Collection[str], *, dry_run: bool = False)
     Finished plans in ``_jobs``, ledger entries and the quarantine forget them too; counts stay. Label files of older
     versions keep their rows.
 
-    Safe beside ingests, other purges and other changes; after a crash call it again, and it is finished. Files that
-    no version names (of killed workers) are not looked at: vacuum takes them after its grace period.
+    Shards that no version names yet, of ingests that were refused or killed, go as a whole where they hold one of the
+    images, and their plans before them: such an ingest starts anew. What a killed worker left half-written has no name
+    that tells what is in it: vacuum takes it after its grace period.
+
+    Safe beside ingests, other purges and other changes; after a crash call it again, and it is finished. An ingest that
+    brings the images meanwhile is refused where it commits, but for the moment between its last look and its commit.
 
     Args:
         uri: the dataset; all its label sets are changed.
@@ -94,14 +102,21 @@ def purge_images(uri: str, image_ids: Collection[str], *, dry_run: bool = False)
         _forget(store, ids)
         rewritten = {stem: _rewrite(store, stem, gone) for stem, gone in held.stems.items()}
         try:
-            _commit(store, rewritten)
+            if rewritten:
+                _commit(store, rewritten)
         except _ShardMoved:
             _clean_up(store, rewritten)
             continue
         more, deleted = _finish(store)
         _forget(store, ids)  # again: another purge may have put back what it had read before
+        # After the commit: what other purges have written of the old shards can be committed no more.
+        uncommitted = _delete_uncommitted(store, ids)
         return Purged(
-            image_ids=tuple(sorted(ids)), copies=held.copies, shards=shards + deleted, versions=versions | more
+            image_ids=tuple(sorted(ids)),
+            copies=held.copies,
+            shards=shards + deleted + uncommitted,
+            versions=versions | more,
+            uncommitted=uncommitted,
         )
     raise ValueError(f"{redact(store.uri)}: its shards are purged by others all the time; try again later")
 
@@ -125,9 +140,10 @@ def _would_purge(store: Store, ids: frozenset[str]) -> Purged:
     return Purged(
         image_ids=tuple(sorted(ids)),
         copies=held.copies,
-        shards=tuple(image_path(stem) for stem in sorted(held.stems)),
+        shards=tuple(image_path(stem) for stem in (*sorted(held.stems), *held.uncommitted)),
         versions=versions,
         deleted=False,
+        uncommitted=tuple(image_path(stem) for stem in held.uncommitted),
     )
 
 
@@ -139,12 +155,52 @@ def _find(store: Store, ids: frozenset[str]) -> _Held:
     stems_of = {
         stem: frozenset(ids.intersection(index)) for stem, index in zip(stems, indexes) if ids.intersection(index)
     }
-    missing = sorted(ids - frozenset().union(*stems_of.values()))
+    uncommitted = _uncommitted(store, ids)
+    missing = sorted(ids - frozenset().union(*stems_of.values(), *uncommitted.values()))
     if missing:
         raise ValueError(f"{redact(store.uri)} has no image {missing[0]!r} ({len(missing)} of {len(ids)} missing)")
     digests = {index[i] for index in indexes for i in ids.intersection(index)}
     copies = sorted(i for index in indexes for i, digest in index.items() if digest in digests and i not in ids)
-    return _Held(stems_of, tuple(copies))
+    return _Held(stems_of, tuple(sorted(uncommitted)), tuple(copies))
+
+
+def _uncommitted(store: Store, ids: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Stems of the shards that the images table does not name, each with those of some images that it holds."""
+    there = {shard_stem(f.path) for f in store.list_files("images/_index")}
+    stems = sorted(stem for stem in there - _committed(store) if stem.startswith("part-"))
+    with ThreadPoolExecutor(_READERS) as pool:
+        held = pool.map(lambda stem: ids.intersection(_index_or_nothing(store, stem)), stems)
+        return {stem: found for stem, found in zip(stems, held) if found}
+
+
+def _committed(store: Store) -> set[str]:
+    return {shard_stem(f.path) for f in delta.open_snapshot(store.sub("images")).files}
+
+
+def _index_or_nothing(store: Store, stem: str) -> dict[str, str]:
+    try:
+        return _index(store, stem)
+    except (FileNotFoundError, pa.ArrowException):  # vacuum was faster, or it is nothing of ours
+        return {}
+
+
+def _delete_uncommitted(store: Store, ids: frozenset[str]) -> tuple[str, ...]:
+    """Plans first: whoever goes on with one finds its receipts gone. The index last: it tells what is still to do."""
+    stems = set(_uncommitted(store, ids))
+    labels: set[str] = set()
+    for plan in uncommitted_plans(store) if stems else ():
+        files = {path for path in plan.files if shard_stem(path) in stems}
+        if files:
+            plan.job.delete()
+            labels |= {path for path in files if path.startswith("labels/")}
+    stems -= _committed(store)
+    for path in sorted(labels):
+        if shard_stem(path) in stems:
+            store.remove(path)
+    for stem in sorted(stems):
+        for path in (hashes_path(stem), image_path(stem), index_path(stem)):
+            store.remove(path)
+    return tuple(image_path(stem) for stem in sorted(stems))
 
 
 def _index(store: Store, stem: str) -> dict[str, str]:

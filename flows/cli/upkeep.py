@@ -104,6 +104,7 @@ def purge(
         console.show(
             title,
             {"images": len(done.image_ids), "image files to rewrite or delete": len(done.shards)}
+            | ({"of these never committed": len(done.uncommitted)} if done.uncommitted else {})
             | {f"{version} {name}": reference for name, reference in done.versions.items()},
         )
         for image_id in done.copies:

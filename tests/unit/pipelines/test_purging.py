@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import delta
 from pipelines.commits import commit_images, commit_labels
 from pipelines.duplicates import find_duplicates
+from pipelines.importing import StrictIngestError
 from pipelines.maintenance import verify
 from pipelines.purging import purge_images
 from pipelines.revisions import diff, remove_images, roll_back
 from pipelines.shard_writing import label_rows, write_image_shard, write_label_shard
+from pipelines.sources import open_source
 from pipelines.storage import Store
 from pipelines.versions import DatasetNotFound, EmptyDataset, open_dataset
-from tests.making import LABEL_MAP, commit_records, record
+from tests.making import LABEL_MAP, coco_document, coco_images, commit_records, record, write_coco
+from workers.ingest import ingest
 
 
 @pytest.fixture
@@ -105,6 +109,39 @@ def test_roll_back_does_not_bring_purged_images_back(dataset: str):
     only = roll_back(f"{dataset}@labels/gt:1")
     assert len(rows(only.reference)) == only.num_images == 18
     assert verify(dataset) == []
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_was_never_committed_is_purged_as_well(tmp_path: Path):
+    """A refused ingest, then one of the source as it is now: both have written the image."""
+    document, images, uri = coco_document(3), coco_images(3), str(tmp_path / "d")
+    document["annotations"][0]["bbox"] = [20, 2, 15, 6]  # leaves the image
+    refused = open_source("coco", **write_coco(tmp_path / "one", "train", document, images))
+    with pytest.raises(StrictIngestError):
+        ingest(refused, uri, strict=True)
+    fewer = {name: images[name] for name in ("1.jpg", "2.jpg")}
+    ingest(open_source("coco", **write_coco(tmp_path / "two", "train", coco_document(2), fewer)), uri)
+    told = purge_images(uri, ["1.jpg"], dry_run=True)
+    assert len(told.uncommitted) == 1 and len(told.shards) == 2 and holds(uri, images["3.jpg"])
+    done = purge_images(uri, ["1.jpg"])
+    assert (done.uncommitted, set(done.shards)) == (told.uncommitted, set(told.shards))
+    assert not holds(uri, images["1.jpg"]) and not holds(uri, images["3.jpg"]) and holds(uri, images["2.jpg"])
+    assert verify(uri) == [] and len(list(Path(uri).glob("_jobs/*/plan.parquet"))) == 1
+    assert ingest(refused, uri, label_set="new").num_images == 3 and verify(f"{uri}@labels/new") == []
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_an_image_that_only_a_refused_ingest_has_written_can_be_purged(dataset: str, tmp_path: Path):
+    document, images, before = coco_document(2), coco_images(2), rows(dataset)
+    document["annotations"][0]["bbox"] = [20, 2, 15, 6]
+    source = open_source("coco", **write_coco(tmp_path / "one", "train", document, images))
+    with pytest.raises(StrictIngestError):
+        ingest(source, dataset, label_set="new", strict=True)
+    assert holds(dataset, images["2.jpg"])
+    done = purge_images(dataset, ["2.jpg"])
+    assert done.shards == done.uncommitted and len(done.shards) == 1 and done.versions == {}
+    assert not holds(dataset, images["2.jpg"]) and rows(dataset) == before
+    assert delta.newest_version(Store.open(dataset).sub("images")) == 2
 
 
 def test_copies_are_told(tmp_path: Path):
