@@ -50,7 +50,7 @@ class ResplitSource:
             keep: splits that stay as the source gives them, e.g. ``test``.
         Raises:
             ValueError: bad ratios or pattern, or whatever the inner source refuses; from ``scan``, a column that not
-                one image has.
+                one image has, or a group that is in a kept split and in another one.
         """
         if group_pattern is not None and group_column is not None:
             raise ValueError("give `group_pattern` or `group_column`, not both")
@@ -96,15 +96,21 @@ class ResplitSource:
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
         column = None if self.group_column in ("group_id", "image_id") else self.group_column
         has_column, others = column is None, set[str]()
+        kept: dict[str, str] = {}  # group -> split
+        divided: dict[str, str] = {}
         for found in self.inner.scan():
-            if isinstance(found, SourceItem) and found.split not in self.keep:
+            if isinstance(found, SourceItem) and found.split in self.keep:
+                kept[self._key(found)] = found.split
+            elif isinstance(found, SourceItem):
                 has_column = has_column or column in found.extra
                 others.update(() if has_column else found.extra)
                 key = self._key(found)
                 # Divided by image, the groups that the source knows are still facts.
                 group = key if key != found.image_id else found.group_id if self.group_column == "image_id" else ""
                 found = replace(found, split=self._rule.split_of(key), group_id=group)
+                divided[key] = found.split
             yield found
+        _check_apart(kept, divided)
         if not has_column:
             raise ValueError(
                 f"no image has the column {column!r} to be split by; there are "
@@ -122,3 +128,15 @@ class ResplitSource:
 
     def load(self, item: SourceItem) -> ImageRecord:
         return self.inner.load(item)
+
+
+def _check_apart(kept: Mapping[str, str], divided: Mapping[str, str]) -> None:
+    """Raises ValueError where a group is in a kept split and, divided, in another one."""
+    straddling = sorted(key for key in kept.keys() & divided.keys() if kept[key] != divided[key])
+    if straddling:
+        first = straddling[0]
+        raise ValueError(
+            f"{len(straddling)} groups would be in two splits, e.g. {first!r} in {kept[first]!r}, which is kept, and "
+            f"in {divided[first]!r}: who measures on one would know it from the other. Do not keep the split, take these "
+            "images out of the source, or divide by `image_id` if groups do not matter"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from pipelines.checks import BadImage
 from pipelines.jobs import Job
 from pipelines.sources import SourceItem, open_source
+from pipelines.sources.archive import ArchiveSource
+from pipelines.sources.resplit import ResplitSource
 from pipelines.storage import Store
 from pipelines.versions import open_dataset
 from tests.hostile.case import jpeg
@@ -169,13 +172,32 @@ def test_divided_anew_by_group(tmp_path):
     assert plan.metadata["kind"] == "resplit"
 
 
+def test_a_group_is_not_in_a_kept_split_and_in_another_one(tmp_path):
+    for name in ("train/p1/a", "train/p2/a", "test/p1/b", "test/p3/a"):
+        path = tmp_path / f"in/{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(len(name)))
+
+    class Folders(ArchiveSource):
+        def scan(self):
+            return (replace(item, split=item.image_id.split("/")[0]) for item in super().scan())
+
+    inner = Folders.open(uri=str(tmp_path / "in"))
+    by_patient = {"inner": inner, "group_pattern": "(p.)/", "keep": ("test",)}
+    with pytest.raises(ValueError, match=r"1 groups .* e\.g\. 'p1' in 'test', which is kept, and in 'a'"):
+        list(ResplitSource(ratios={"a": 1}, **by_patient).scan())
+    assert {item.split for item in ResplitSource(ratios={"test": 1}, **by_patient).scan()} == {"test"}
+    by_image = ResplitSource(inner=inner, ratios={"a": 1}, group_column="image_id", keep=("test",))
+    assert [item.split for item in by_image.scan()] == ["test", "test", "a", "a"]
+
+
 def test_splits_that_stay_and_groups_of_a_column(tmp_path):
     row = {"image": {"bytes": jpeg(0), "path": None}, "objects": {"bbox": [[1.0, 1.0, 2.0, 2.0]], "category": [0]}}
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for split in ("train", "test"):
-        rows = [{**row, "video": f"v{i // 5}"} for i in range(20)]
+        rows = [{**row, "video": f"{'t' if split == 'test' else 'v'}{i // 5}"} for i in range(20)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}-00000-of-00001.parquet")
     inner = {"kind": "hf_parquet", "options": {"uri": str(tmp_path)}}
     source = open_source("resplit", source=inner, ratios={"a": 1, "b": 1}, group_column="video", keep=["test"])
