@@ -137,6 +137,6 @@ def _check_apart(kept: Mapping[str, str], divided: Mapping[str, str]) -> None:
         first = straddling[0]
         raise ValueError(
             f"{len(straddling)} groups would be in two splits, e.g. {first!r} in {kept[first]!r}, which is kept, and "
-            f"in {divided[first]!r}: who measures on one would know it from the other. Do not keep the split, take these "
-            "images out of the source, or divide by `image_id` if groups do not matter"
+            f"in {divided[first]!r}: who measures on one would know it from the other. Do not keep the split, take "
+            "these images out of the source, or divide by `image_id` if groups do not matter"
         )

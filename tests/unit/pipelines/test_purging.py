@@ -132,15 +132,15 @@ def test_what_was_never_committed_is_purged_as_well(tmp_path: Path):
 
 @pytest.mark.usefixtures("in_this_process")
 def test_an_image_that_only_a_refused_ingest_has_written_can_be_purged(dataset: str, tmp_path: Path):
-    document, images, before = coco_document(2), coco_images(2), rows(dataset)
+    document, images, before = coco_document(2, first_id=61), coco_images(2, first_id=61), rows(dataset)
     document["annotations"][0]["bbox"] = [20, 2, 15, 6]
     source = open_source("coco", **write_coco(tmp_path / "one", "train", document, images))
     with pytest.raises(StrictIngestError):
         ingest(source, dataset, label_set="new", strict=True)
-    assert holds(dataset, images["2.jpg"])
-    done = purge_images(dataset, ["2.jpg"])
+    assert holds(dataset, images["62.jpg"])
+    done = purge_images(dataset, ["62.jpg"])
     assert done.shards == done.uncommitted and len(done.shards) == 1 and done.versions == {}
-    assert not holds(dataset, images["2.jpg"]) and rows(dataset) == before
+    assert not holds(dataset, images["62.jpg"]) and rows(dataset) == before
     assert delta.newest_version(Store.open(dataset).sub("images")) == 2
 
 
