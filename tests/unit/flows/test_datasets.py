@@ -194,7 +194,12 @@ def test_vacuum_tells_first_and_deletes_only_when_told(capfd, dataset, monkeypat
     assert run(capfd, "vacuum", dataset)[0] == console.USAGE
     assert content(dataset) == before
     assert document(capfd, "vacuum", dataset, "--yes")["deleted"] and not orphan.exists()
-    assert maintain(MaintainConfig(dataset=dataset))["vacuumed"] == {"paths": (), "size": 0, "deleted": True, "plans": ()}
+    assert maintain(MaintainConfig(dataset=dataset))["vacuumed"] == {
+        "paths": (),
+        "size": 0,
+        "deleted": True,
+        "plans": (),
+    }
 
 
 def test_purge_tells_first_and_deletes_only_when_told(capfd, dataset):
