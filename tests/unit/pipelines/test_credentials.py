@@ -64,7 +64,7 @@ def test_a_source_with_a_password_is_refused_and_nothing_tells_it(tmp_path: Path
     options, dataset = in_memory(tmp_path / "s", "plain")
     source = open_source("coco", **options)
     with pytest.raises(
-        ValueError, match=r"option annotations of the source 'coco': memory://plain/instances\.json"
+        ValueError, match=r"option splits\.train\.annotations of the source 'coco': memory://plain/instances\.json"
     ) as e:
         ingest(source, str(dataset))
     assert_nothing_tells(tmp_path, e.value)
@@ -73,7 +73,9 @@ def test_a_source_with_a_password_is_refused_and_nothing_tells_it(tmp_path: Path
 
 def test_options_are_looked_into_however_deep(tmp_path: Path):
     options, dataset = in_memory(tmp_path / "s", "deep")
-    with pytest.raises(ValueError, match=r"option source\.options\.annotations of the source 'resplit'") as e:
+    with pytest.raises(
+        ValueError, match=r"option source\.options\.splits\.train\.annotations of the source 'resplit'"
+    ) as e:
         ingest(open_source("resplit", source={"kind": "coco", "options": options}, ratios={"a": 1}), str(dataset))
     assert_nothing_tells(tmp_path, e.value)
     with pytest.raises(ValueError, match=r"option tars of the source 'webdataset': https://h/1\.tar holds"):
@@ -84,7 +86,7 @@ def test_options_are_looked_into_however_deep(tmp_path: Path):
 def test_labels_with_a_password_are_refused(tmp_path: Path):
     commit_records(tmp_path / "d", [record(1)], plan_id="one")
     options, _ = in_memory(tmp_path / "s", "labels-only")
-    with pytest.raises(ValueError, match="option annotations") as e:
+    with pytest.raises(ValueError, match=r"option splits\.train\.annotations") as e:
         add_labels(str(tmp_path / "d"), open_source("coco", **options), label_set="new")
     assert_nothing_tells(tmp_path, e.value)
 
