@@ -188,7 +188,7 @@ def _delete_uncommitted(store: Store, ids: frozenset[str]) -> tuple[str, ...]:
     """Plans first: whoever goes on with one finds its receipts gone. The index last: it tells what is still to do."""
     stems = set(_uncommitted(store, ids))
     labels: set[str] = set()
-    for plan in uncommitted_plans(store) if stems else ():
+    for plan in list(uncommitted_plans(store)) if stems else []:
         files = {path for path in plan.files if shard_stem(path) in stems}
         if files:
             plan.job.delete()

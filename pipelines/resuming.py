@@ -107,7 +107,7 @@ def _named_by(receipts: Iterable[Receipt]) -> Iterator[str]:
 
 def _committed(store: Store) -> set[str]:
     """Ids of the plans that have made a version, rolled back ones too: the log never forgets their files."""
-    found = set()
+    found: set[str] = set()
     for label_set in list_label_sets(store.uri):
         for commit in delta.history(store.sub("labels", label_set)):
             revision = commit.metadata.get("revision") or {}
