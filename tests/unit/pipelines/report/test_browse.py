@@ -112,7 +112,9 @@ def test_of_an_archive_the_chosen_images_alone_are_read(
     report = write_gallery(str(tmp_path / "g"), predictions.labels, most=2, choose=choose, size=24)
     shown = read(tmp_path / "g", "index")["images"]
     assert (report.num_images, report.total, len(shown["id"])) == (2, 8, 2)
-    assert set(read_digests) == {images[name] for name in shown["id"]}
+    # Of a deflated member the digest of what is stored is asked for too.
+    assert set(read_digests) & set(images.values()) == {images[name] for name in shown["id"]}
+    assert len(read_digests) <= 4
     assert report.unreadable == ("1.jpg" in shown["id"])
     if choose == "first":
         assert shown["id"] == ["0.jpg", "1.jpg"] and shown["thumb"] == [True, False]
