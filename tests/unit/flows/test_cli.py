@@ -157,7 +157,7 @@ def test_export_of_an_unknown_split_is_bad_input(capfd, drawn, tmp_path):
 def test_predictions_of_an_archive_become_a_results_file_and_nothing_else(capfd, tmp_path):
     write_archive(tmp_path / "photos", {f"{number}.jpg": encoded(seed=number) for number in range(2)})
     reference = label_archive(str(tmp_path / "photos"), str(tmp_path / "out")).reference
-    code, _, err = run(capfd, "export", "label_studio", reference, "--out", str(tmp_path / "x"))
+    code, _, err = run(capfd, "export", "to", "label_studio", reference, "--out", str(tmp_path / "x"))
     assert code == console.BAD_INPUT and "ingest the images" in err and not (tmp_path / "x").exists()
     code, out, _ = run(capfd, "export", "coco", reference, "--out", str(tmp_path / "results.json"), "--json")
     assert code == 0 and json.loads(out)["num_images"] == 2
