@@ -188,7 +188,7 @@ def test_categories_of_splits_must_agree(tmp_path: Path) -> None:
         "train": write_coco(tmp_path, "train", coco_document(1), coco_images(1)),
         "val": write_coco(tmp_path, "val", other, coco_images(1)),
     }
-    with pytest.raises(CategoryMismatch, match="'ball' and, in .*, 'cube'"):
+    with pytest.raises(CategoryMismatch, match=r"'ball' and, in .*, 'cube'"):
         _ = open_source("coco", splits=splits).label_map
 
 
