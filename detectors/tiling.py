@@ -193,8 +193,9 @@ def _join_whole(
     if not len(whole) or not len(pieces):
         return scores, pieces
     left = []
-    for of_tile in pieces.split(torch.unique_consecutive(tile[pieces], return_counts=True)[1].tolist()):
+    for of_tile in _by_tile(pieces, tile):
         others = whole[tile[whole] != tile[of_tile[0]]]
+        others = others[_meets(found.boxes[others], found.boxes[of_tile], frames[tile[of_tile[0]]])]
         agreement = _agreement(found, frames, tile, of_tile, others)
         covered = _covered(found, of_tile, others) & (found.scores[of_tile, None] <= found.scores[others])
         best, at = agreement.max(1) if len(others) else (torch.zeros(len(of_tile)), of_tile)
@@ -205,21 +206,35 @@ def _join_whole(
     return scores, torch.cat(left)
 
 
+def _by_tile(pieces: Tensor, tile: Tensor) -> tuple[Tensor, ...]:
+    return pieces.split(torch.unique_consecutive(tile[pieces], return_counts=True)[1].tolist()) if len(pieces) else ()
+
+
+def _meets(boxes: Tensor, pieces: Tensor, frame: Tensor) -> Tensor:
+    """(m,) bool: the box touches the tile or a piece of it. What does not has nothing to do with any of its pieces.
+
+    Most of a large image is elsewhere: without this all pairs of its detections are looked at, minutes of them.
+    """
+    around = torch.cat([pieces, frame[None]])
+    return (boxes[:, :2] <= around[:, 2:].amax(0)).all(1) & (boxes[:, 2:] >= around[:, :2].amin(0)).all(1)
+
+
 def _join_pieces(
     found: Prediction, frames: Tensor, tile: Tensor, pieces: Tensor, iou_threshold: float
 ) -> list[list[int]]:
     """Groups of pieces of one object, at most one a tile; the best agreement joins first."""
     links: list[tuple[float, int, int]] = []
-    for i, piece in enumerate(pieces):
-        later = pieces[i + 1 :]
-        agreement = _agreement(found, frames, tile, piece[None], later)[0]
-        agreement[tile[later] == tile[piece]] = 0
-        for j in (agreement > iou_threshold).nonzero().squeeze(1).tolist():
-            links.append((-float(agreement[j]), int(piece), int(later[j])))
+    for of_tile in _by_tile(pieces, tile):
+        later = pieces[tile[pieces] > tile[of_tile[0]]]
+        later = later[_meets(found.boxes[later], found.boxes[of_tile], frames[tile[of_tile[0]]])]
+        agreement = _agreement(found, frames, tile, of_tile, later)
+        one, other = (agreement > iou_threshold).nonzero(as_tuple=True)
+        links += zip((-agreement[one, other]).tolist(), of_tile[one].tolist(), later[other].tolist(), strict=True)
+    tile_of = tile.tolist()
     group_of = {piece: [piece] for piece in pieces.tolist()}
     for _, one, other in sorted(links):
         first, second = group_of[one], group_of[other]
-        if {int(tile[i]) for i in first}.isdisjoint(int(tile[i]) for i in second):
+        if {tile_of[i] for i in first}.isdisjoint(tile_of[i] for i in second):
             first += second
             group_of.update((i, first) for i in second)
     return list({id(group): group for group in group_of.values()}.values())
