@@ -11,7 +11,8 @@ Where ``SegmentationObject`` has a PNG of the image, its objects get their masks
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from defusedxml.ElementTree import fromstring
 from pipelines.ledger import LedgerEntry
 from pipelines.records import Annotations, Category, ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
+from pipelines.sources.archive_formats import is_image_name
 from pipelines.sources.voc_masks import CLASS_MASKS, MASKS, with_masks
 from pipelines.storage import FileStat, Store, absolute, redact
 
@@ -34,6 +36,8 @@ _FLAGS = ("difficult", "truncated", "occluded")
 _READERS = 8
 _WINDOW = 1024
 _UNKNOWN_CATEGORY = -1
+_OF_A_CLASS = re.compile(r"\s+(?:-1|0|1)$")
+"""The second column of a list of one class: the image has it not, or has only difficult ones, or has it."""
 
 
 class BadXml(ValueError):
@@ -63,7 +67,8 @@ class VocSource:
     """A VOC folder: ``JPEGImages``, ``Annotations``, ``ImageSets/Main``.
 
     Categories are the class names in alphabetical order with ids from 1, unless ``classes`` gives them.
-    An image without an XML file is one that nobody has looked at.
+    An image without an XML file is one that nobody has looked at. VOC names an image by its file's name without folder
+    and suffix: of several that share it one counts, and the others are told of.
     """
 
     kind: ClassVar[str] = "voc"
@@ -114,43 +119,65 @@ class VocSource:
                 yield FileStat(path=self.store.join(stat.path), size=stat.size, etag=stat.etag)
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
-        images = {_stem(stat.path): stat for stat in self.store.list_files("JPEGImages")}
+        images = _by_stem(f for f in self.store.list_files("JPEGImages") if is_image_name(f.path))
+        xml = self._xml
         masks = {_stem(stat.path): stat.path for stat in self.store.list_files(MASKS) if stat.path.endswith(".png")}
         classes = {_stem(stat.path): stat.path for stat in self.store.list_files(CLASS_MASKS)}
-        with_xml = {_stem(stat.path) for stat in self.store.list_files("Annotations") if stat.path.endswith(".xml")}
         ids = {c.name: c.category_id for c in self.label_map.categories}
-        names = self._names(list(images))
+        names = self._names(images.keys() | xml.keys())
         taken: dict[str, str] = {}
+        told: set[str] = set()
         with ThreadPoolExecutor(_READERS) as pool:
             # A window at a time: the pool would otherwise read far ahead of the plan.
             while window := list(islice(names, _WINDOW)):
-                read = pool.map(lambda pair: self._read(pair[1], pair[1] in with_xml), window)
+                read = pool.map(lambda pair: self._read(xml.get(pair[1], ())), window)
                 for (split, name), found in zip(window, read, strict=True):
-                    item = self._item(split, name, found, images.get(name), ids, taken)
+                    image, *others = images.get(name, [None])
+                    item = self._item(split, name, found, image, ids, taken)
                     if isinstance(item, SourceItem) and item.annotations is not None and name in masks:
                         item = replace(item, payload={"mask": self.store.join(masks[name])})
                     yield item
                     if isinstance(item, SourceItem) and name in classes and name not in masks:
                         yield _unread_mask(item.image_id, classes[name])
+                    if name not in told:
+                        yield from (_namesake(other, image) for other in others)
+                        yield from (self._unread_xml(other) for other in xml.get(name, ())[1:])
+                        told.add(name)
 
-    def _names(self, stems: list[str]) -> Iterator[tuple[str, str]]:
+    @cached_property
+    def _xml(self) -> Mapping[str, Sequence[FileStat]]:
+        return _by_stem(f for f in self.store.list_files("Annotations") if f.path.endswith(".xml"))
+
+    def _names(self, stems: Set[str]) -> Iterator[tuple[str, str]]:
         for split in self.splits:
             path = _list_path(split)
             if not self.store.exists(path):  # no ImageSets at all
                 yield from ((split, stem) for stem in sorted(stems))
                 continue
             for line in self.store.read_bytes(path).decode("utf-8-sig").splitlines():
-                words = line.split()  # lists of one class have a second column
-                if words:
-                    yield split, words[0]
+                name = line.strip()
+                if name:
+                    yield split, name if name in stems else _OF_A_CLASS.sub("", name)
 
-    def _read(self, name: str, there: bool) -> VocFile | BadXml | None:
-        if not there:
+    def _read(self, files: Sequence[FileStat]) -> VocFile | BadXml | None:
+        if not files:
             return None
         try:
-            return parse_voc(self.store.read_bytes(f"Annotations/{name}.xml"))
+            return parse_voc(self.store.read_bytes(files[0].path))
         except BadXml as error:
-            return error
+            return BadXml(f"{files[0].path}: {error}")
+
+    def _unread_xml(self, file: FileStat) -> LedgerEntry:
+        found = self._read([file])
+        return LedgerEntry(
+            subject="annotation",
+            fate="dropped",
+            reason="another annotation file of this name counts",
+            image_id=file.path,
+            detail=f"{self._xml[_stem(file.path)][0].path} counts",
+            # The entry itself counts as one.
+            annotations=max(0, len(found.objects) - 1) if isinstance(found, VocFile) else 0,
+        )
 
     def _item(
         self,
@@ -172,7 +199,7 @@ class VocSource:
         if image is None:
             return refuse("quarantined", "image file missing", redact(self.store.join("JPEGImages", name)))
         if isinstance(found, BadXml):
-            return refuse("quarantined", "annotation file cannot be read", f"Annotations/{name}.xml: {found}")
+            return refuse("quarantined", "annotation file cannot be read", str(found))
         if name in taken:
             return refuse("dropped", "image is in two splits", f"kept in {taken[name]!r}, dropped from {split!r}")
         taken[name] = split
@@ -188,18 +215,27 @@ class VocSource:
         )
 
     def _class_names(self) -> Iterator[set[str]]:
-        files = [s.path for s in self.store.list_files("Annotations") if s.path.endswith(".xml")]
-
-        def read(path: str) -> set[str]:
-            found = self._read(_stem(path), True)
+        def read(files: Sequence[FileStat]) -> set[str]:
+            found = self._read(files)
             return {o.name for o in found.objects if o.name} if isinstance(found, VocFile) else set()
 
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(read, files)
+            yield from pool.map(read, self._xml.values())
 
     def load(self, item: SourceItem) -> ImageRecord:
         record = record_from_bytes(item, read_item(item))
         return with_masks(record, item.payload["mask"]) if "mask" in item.payload else record
+
+
+def _namesake(other: FileStat, image: FileStat | None) -> LedgerEntry:
+    assert image is not None
+    return LedgerEntry(
+        subject="image",
+        fate="dropped",
+        reason="another image has this name in VOC",
+        image_id=other.path,
+        detail=f"VOC names images without folder and suffix; {image.path} counts",
+    )
 
 
 def _unread_mask(image_id: str, path: str) -> LedgerEntry:
@@ -300,6 +336,14 @@ def _find_splits(store: Store, wanted: Sequence[str] | None) -> tuple[str, ...]:
 
 def _list_path(split: str) -> str:
     return f"ImageSets/Main/{split}.txt"
+
+
+def _by_stem(files: Iterable[FileStat]) -> dict[str, list[FileStat]]:
+    """Files by their name without folder and suffix; the first of a name is the one that counts, in the top folder."""
+    found: dict[str, list[FileStat]] = {}
+    for file in sorted(files, key=lambda file: (file.path.count("/"), file.path)):
+        found.setdefault(_stem(file.path), []).append(file)
+    return found
 
 
 def _stem(path: str) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import open_dataset
-from pipelines.sources import open_source
+from pipelines.ledger import LedgerEntry
+from pipelines.sources import SourceItem, open_source
 from pipelines.sources.voc import BadXml, parse_voc
 from tests.making import encoded
 from workers.ingest import ingest
@@ -107,3 +108,48 @@ def test_lists(tmp_path: Path) -> None:
 def test_bad_xml_is_refused(text: bytes) -> None:
     with pytest.raises(BadXml):
         parse_voc(text)
+
+
+def _fates(root: Path, **options) -> tuple[list[str], list[tuple[str, str, str, int]]]:
+    source = open_source("voc", root=str(root), **options)
+    found = list(source.scan())
+    entries = [f for f in found if isinstance(f, LedgerEntry)]
+    return (
+        [f.image_id for f in found if isinstance(f, SourceItem)],
+        [(e.subject, e.fate, e.image_id, e.annotations) for e in entries],
+    )
+
+
+def test_files_that_share_a_name_and_files_without_an_image_have_a_fate(tmp_path: Path) -> None:
+    for name in ("x/a", "y/a", "b"):
+        (tmp_path / "JPEGImages" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "JPEGImages" / f"{name}.jpg").write_bytes(encoded(seed=len(name)))
+    (tmp_path / "JPEGImages/b.json").write_text("{}")  # no image: it must not stand for b.jpg
+    box = _object("dog", (2, 2, 4, 4))
+    for name in ("a", "b", "orphan", "deep/b"):
+        (tmp_path / "Annotations" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(f"<annotation>{box}{box}</annotation>")
+    assert _fates(tmp_path) == (
+        ["JPEGImages/x/a.jpg", "JPEGImages/b.jpg"],
+        [
+            ("image", "dropped", "JPEGImages/y/a.jpg", 0),
+            ("annotation", "dropped", "Annotations/deep/b.xml", 1),
+            ("image", "quarantined", "JPEGImages/orphan.jpg", 2),
+        ],
+    )
+    version = ingest(open_source("voc", root=str(tmp_path)), str(tmp_path / "out"))
+    assert version.ledger["images"] == {"seen": 4, "imported": 2, "mended": 0, "dropped": 1, "quarantined": 1}
+    assert version.ledger["annotations"] == {"seen": 8, "imported": 4, "mended": 0, "dropped": 2, "quarantined": 2}
+
+
+def test_a_name_in_a_list_is_whole_but_for_the_column_of_a_class(tmp_path: Path) -> None:
+    for name in ("my photo", "other 1", "c", "d", "e"):
+        _write(tmp_path, name, _object("dog", (2, 2, 4, 4)))
+    lines = "my photo\nother 1\nc  1\nd -1\n\ne\t 0 \nmy photo  1\nnone 7\n"
+    (tmp_path / "ImageSets/Main/train.txt").write_text(lines)
+    items, entries = _fates(tmp_path)
+    assert items == [f"JPEGImages/{name}.jpg" for name in ("my photo", "other 1", "c", "d", "e")]
+    assert entries == [
+        ("image", "dropped", "JPEGImages/my photo.jpg", 1),  # listed twice
+        ("image", "quarantined", "JPEGImages/none 7.jpg", 0),
+    ]
