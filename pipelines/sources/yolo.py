@@ -1,7 +1,7 @@
 """YOLO data sets (detect, segment, pose): a ``data.yaml``, images, and one text file of labels an image.
 
 The label file of ``.../images/x/a.jpg`` is ``.../labels/x/a.txt``, or lies beside the image where no folder is called
-``images``; a missing one says that the image is empty. Labels are fractions of the picture as a viewer shows it (YOLO
+``images``; a missing one says that the image is empty. A label file without an image is told of. Labels are fractions of the picture as a viewer shows it (YOLO
 trainers apply EXIF orientation), and become pixels of the stored frame once the image's header is read.
 """
 
@@ -32,12 +32,17 @@ _MAX_LABEL_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Listed:
-    """One image of a split, with its file where it is there and its label file where that is there."""
+    """One image of a split, with its file where it is there and its label file where that is there.
+
+    ``uri`` is the label file's where no image belongs to it. One that ``may_be_text`` is a label file only if it holds
+    a label: such are ``classes.txt`` and what lies beside images.
+    """
 
     uri: str
     split: str
     image: FileStat | None
     labels: FileStat | None
+    may_be_text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +119,8 @@ class YoloSource:
         self, listed: _Listed, image_id: str, content: str | None, taken: dict[str, str]
     ) -> Iterator[SourceItem | LedgerEntry]:
         objects, bad = ([], []) if content is None else parse_labels(content, self.config.kpt_shape)
+        if listed.may_be_text and not objects:
+            return
 
         def refuse(fate: Any, reason: str, detail: str) -> LedgerEntry:
             return LedgerEntry(
@@ -169,9 +176,11 @@ class YoloSource:
         return os.path.commonpath(places) if all("://" not in place for place in places) else ""
 
     def _listed(self) -> Iterator[_Listed]:
-        """Every image of every split, in the order of its folder or list."""
+        """Every image of every split, in the order of its folder or list; behind a folder, its labels without images."""
         files: dict[str, FileStat] = {}
         covered: set[str] = set()
+        told: set[str] = set()
+        lists = {place for _, place in self._places if _is_list(place)}
 
         def cover(folder: str) -> None:
             if not any(folder == known or folder.startswith(f"{known}/") for known in covered):
@@ -191,6 +200,16 @@ class YoloSource:
                 uris = sorted(u for u in files if u.startswith(below) and is_image_name(u.removeprefix(below)))
             for uri in uris:
                 yield _Listed(uri=uri, split=split, image=find(uri), labels=find(_labels_uri(uri)))
+            if _is_list(place):
+                continue  # a list chooses
+            labels = _labels_folder(place)
+            cover(labels)
+            known = told | {_labels_uri(uri) for uri in uris}
+            for uri in sorted(u for u in files if u.startswith(f"{labels}/") and u.endswith(".txt")):
+                if uri not in known and uri not in lists:
+                    told.add(uri)
+                    beside = labels == place or uri.endswith("/classes.txt")
+                    yield _Listed(uri=uri, split=split, image=None, labels=files[uri], may_be_text=beside)
 
 
 def _labels_uri(image: str) -> str:
@@ -199,6 +218,11 @@ def _labels_uri(image: str) -> str:
     path = f"{before}/labels/{after}" if found else image
     folder, _, name = path.rpartition("/")
     return f"{folder}/{name.rpartition('.')[0] or name}.txt"
+
+
+def _labels_folder(place: str) -> str:
+    before, found, after = f"{place}/".rpartition("/images/")
+    return f"{before}/labels/{after}".rstrip("/") if found else place
 
 
 def _read_labels(listed: _Listed) -> str | None:

@@ -177,6 +177,32 @@ def test_label_files_that_cannot_be_read_and_bad_images_are_quarantined(tmp_path
     assert version.ledger["annotations"]["quarantined"] == 1
 
 
+def test_label_files_without_an_image_are_told_of(tmp_path):
+    line = "0 .5 .5 .5 .5\n"
+    root = make(
+        tmp_path / "in",
+        images("images/train/a.jpg", "images/val/v.jpg")
+        | {"labels/train/a.txt": line, "labels/train/sub/gone.txt": 2 * line}
+        | {"labels/train/empty.txt": "", "labels/train/classes.txt": "cat\ndog\n", "labels/other/b.txt": line},
+    )
+    _, records, entries = read(root)
+    assert sorted(records) == ["images/train/a.jpg", "images/val/v.jpg"]
+    assert [(e.fate, e.reason, e.image_id, e.annotations) for e in entries] == [
+        ("quarantined", "image file missing", "labels/train/empty.txt", 0),
+        ("quarantined", "image file missing", "labels/train/sub/gone.txt", 2),  # a line, and its copy
+    ]
+    version = ingest(open_source("yolo", uri=str(root)), str(tmp_path / "out"))
+    assert version.ledger["images"] == {"seen": 4, "imported": 2, "mended": 0, "dropped": 0, "quarantined": 2}
+
+
+def test_other_text_beside_images_is_no_label_file(tmp_path):
+    config = "train: [beside, beside/deep, list.txt]\nnames: [a]"
+    text = {"beside/README.txt": "about these", "beside/deep/gone.txt": "0 .5 .5 1 1", "list.txt": "beside/a.jpg"}
+    make(tmp_path, images("beside/a.jpg", "beside/deep/b.jpg") | text, config)
+    _, _, entries = read(tmp_path)
+    assert [e.image_id for e in entries if e.fate == "quarantined"] == ["beside/deep/gone.txt"]
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
