@@ -137,9 +137,10 @@ class CocoSource:
                 image_id = prefixes[number] + str(image.get("file_name", ""))
                 uri = f"{split.images}/{image.get('file_name', '')}"
                 stat = listed[split.images].get(str(image.get("file_name", "")))
-                again = image.get("id") in seen_ids
-                objects = [] if again else staging.objects(number, image.get("id"))
-                seen_ids.add(image.get("id"))
+                key = image["id"] if is_key(image.get("id")) else None  # 1.0 and true would be found as 1
+                again = key is not None and key in seen_ids
+                objects = [] if again else staging.objects(number, key)
+                seen_ids.add(key)
                 refusal = _refusal(image, stat, taken.get(uri), again)
                 if refusal is not None:
                     fate = "quarantined" if stat is None else "dropped"

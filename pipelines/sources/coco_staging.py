@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.ledger import LedgerEntry
 from pipelines.sources.coco_kinds import ignored_captions, is_caption, malformed, named_by_url
+from pipelines.sources.coco_keypoints import join_keypoints
 from pipelines.sources.coco_twins import Twin, part_twins
 from pipelines.sources.json_stream import stream_object
 from pipelines.storage import redact, split_uri
@@ -38,7 +39,7 @@ class Staging:
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
             "CREATE TABLE objects (split, image_id, annotation_id, text, fresh_id);"
-            "CREATE TABLE keypoints (split, annotation_id, image_id, text);"
+            "CREATE TABLE keypoints (split, annotation_id, image_id, text, object);"
         )
 
     def close(self) -> None:
@@ -54,12 +55,9 @@ class Staging:
         self._db.executescript(
             "CREATE INDEX IF NOT EXISTS by_image ON objects (split, image_id);"
             "CREATE INDEX IF NOT EXISTS by_id ON objects (split, annotation_id);"
-            "CREATE INDEX IF NOT EXISTS points_by_id ON keypoints (split, annotation_id);"
-            # A person that only the keypoint file knows is an annotation of its own.
-            "INSERT INTO objects SELECT split, image_id, annotation_id, text, NULL FROM keypoints AS k "
-            "WHERE NOT EXISTS "
-            "(SELECT 1 FROM objects AS o WHERE o.split = k.split AND o.annotation_id = k.annotation_id);"
+            "CREATE INDEX IF NOT EXISTS points_by_object ON keypoints (object);"
         )
+        read.problems.extend(join_keypoints(self._db, number, split.name))
         read.problems.extend(part_twins(self._db, number, split.name))
         some = self._db.execute("SELECT 1 FROM objects WHERE split = ? LIMIT 1", (number,)).fetchone()
         return replace(read, annotated=some is not None)
@@ -93,9 +91,8 @@ class Staging:
         if not is_key(image_id):
             return []
         found = self._db.execute(
-            "SELECT o.text, (SELECT k.text FROM keypoints AS k WHERE k.split = o.split "
-            "AND k.annotation_id = o.annotation_id AND o.fresh_id IS NULL LIMIT 1), o.fresh_id FROM objects AS o "
-            "WHERE o.split = ? AND o.image_id = ? ORDER BY o.rowid",
+            "SELECT o.text, (SELECT k.text FROM keypoints AS k WHERE k.object = o.rowid), o.fresh_id "
+            "FROM objects AS o WHERE o.split = ? AND o.image_id = ? ORDER BY o.rowid",
             (number, image_id),
         )
         objects = []
