@@ -131,7 +131,7 @@ class CocoSource:
         taken: dict[str, str] = {}
         for number, (split, found) in enumerate(zip(self.splits, read, strict=True)):
             yield from found.problems
-            licenses = {entry.get("id"): str(entry.get("name", "")) for entry in found.licenses}
+            licenses = {str(entry.get("id")): str(entry.get("name", "")) for entry in found.licenses}
             seen_ids: set[Any] = set()
             for image in found.images:
                 image_id = prefixes[number] + str(image.get("file_name", ""))
@@ -164,7 +164,7 @@ class CocoSource:
                     annotations=parse_annotations(objects, noted=self.noted) if found.annotated else None,
                     mended=mended_twins(objects),
                     declared_size=_declared_size(image),
-                    license=licenses.get(image.get("license"), ""),
+                    license=licenses.get(str(image.get("license")), ""),
                     url=str(image.get("coco_url") or image.get("flickr_url") or ""),
                     extra=_extra(image, ids_clash),
                 )

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.ledger import LedgerEntry
-from pipelines.sources.coco_kinds import ignored_captions, is_caption, malformed, named_by_url
 from pipelines.sources.coco_keypoints import join_keypoints
+from pipelines.sources.coco_kinds import ignored_captions, is_caption, malformed, named_by_url
 from pipelines.sources.coco_twins import Twin, part_twins
 from pipelines.sources.json_stream import stream_object
 from pipelines.storage import redact, split_uri

@@ -1,6 +1,7 @@
 """Reading a JSON object too large for memory, element by element.
 
-The standard library's decoder is kept, so numbers and NaN mean what ``json.load`` makes of them.
+The standard library's decoder is kept, so numbers and NaN mean what ``json.load`` makes of them. Half a surrogate pair,
+which JSON can escape but no text can hold, is written out as ``\\ud800``.
 """
 
 from __future__ import annotations
@@ -64,6 +65,19 @@ def stream_array(stream: IO[bytes], name: str) -> Iterator[Any]:
         yield value
 
 
+def readable(value: Any) -> Any:
+    """A JSON value with every half of a surrogate pair written out: Arrow and files hold only text."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case list():
+            return [readable(v) for v in value]
+        case dict():
+            return {readable(k): readable(v) for k, v in value.items()}
+        case _:
+            return value
+
+
 class _Reader:
     def __init__(self, stream: IO[bytes], name: str) -> None:
         self._stream = stream
@@ -112,6 +126,9 @@ class _Reader:
                 if end + 2 < len(self._buffer) or self._ended:
                     text = self._buffer[self._position : end]
                     self._position = end
+                    if "\\ud" in text or "\\uD" in text:  # a surrogate, or half of one
+                        value = readable(value)
+                        text = json.dumps(value)
                     return value, text
             except RecursionError:
                 raise BadJson(f"{self._name} is nested too deeply") from None

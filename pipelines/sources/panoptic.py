@@ -19,6 +19,7 @@ from pipelines.ledger import LedgerEntry
 from pipelines.records import Annotations, FloatArray, ImageRecord, LabelMap, Rle
 from pipelines.sources import SourceItem, read_item, record_from_bytes
 from pipelines.sources.coco_objects import parse_annotations, parse_categories
+from pipelines.sources.coco_staging import is_key
 from pipelines.sources.json_stream import stream_object
 from pipelines.sources.listing import ImageFolder, check_file, find_folder, list_images, stat_uri
 from pipelines.sources.mask_png import read_mask_png, segment_masks
@@ -127,7 +128,7 @@ class PanopticSource:
         file = self._images.find(name)
         mask = self._masks.find(str(entries[0].get("file_name"))) if entries else None
         reason = None
-        if again or type(number) is not int:
+        if again or type(number) is not int or not is_key(number):
             reason = "image id given twice in one file" if again else "image without an integer id or a file_name"
         elif file is None:
             reason = "image file missing"

@@ -261,7 +261,8 @@ def parse_voc(content: bytes) -> VocFile:
     if root.tag != "annotation":
         raise BadXml(f"it holds <{root.tag[:50]}>, not <annotation>")
     width, height = _number(root, "size/width"), _number(root, "size/height")
-    size = None if math.isnan(width) or math.isnan(height) else (int(width), int(height))
+    told = all(0 <= side < 2**31 for side in (width, height))  # not of NaN
+    size = (int(width), int(height)) if told else None
     extra = {key: text for key in ("folder", "filename") if (text := root.findtext(key))}
     segmented = _number(root, "segmented")
     if segmented == 1:

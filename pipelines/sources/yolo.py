@@ -1,8 +1,9 @@
 """YOLO data sets (detect, segment, pose): a ``data.yaml``, images, and one text file of labels an image.
 
 The label file of ``.../images/x/a.jpg`` is ``.../labels/x/a.txt``, or lies beside the image where no folder is called
-``images``; a missing one says that the image is empty. A label file without an image is told of. Labels are fractions of the picture as a viewer shows it (YOLO
-trainers apply EXIF orientation), and become pixels of the stored frame once the image's header is read.
+``images``; a missing one says that the image is empty, one without an image is told of. Labels are fractions of the
+picture as a viewer shows it (YOLO trainers apply EXIF orientation), and become pixels of the stored frame once the
+image's header is read.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class YoloSource:
         return os.path.commonpath(places) if all("://" not in place for place in places) else ""
 
     def _listed(self) -> Iterator[_Listed]:
-        """Every image of every split, in the order of its folder or list; behind a folder, its labels without images."""
+        """Every image of every split, in the order of its folder or list; behind a folder the labels without images."""
         files: dict[str, FileStat] = {}
         covered: set[str] = set()
         told: set[str] = set()

@@ -46,6 +46,7 @@ def _deep() -> bytes:
 _ESCAPES = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "../../../../etc/passwd"}]
 _ABSOLUTE = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "/etc/passwd"}]
 _TWICE = [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]
+_SURROGATE = [{"id": 1, "file_name": "a.jpg", "note": "\udc00"}, {"id": 2, "file_name": "b\ud800.jpg"}]
 _BOTH = ("a.jpg", "b.jpg")
 
 
@@ -84,6 +85,21 @@ JSON_CASES: list[Case] = [
     _json("image-without-name", _coco(images=[*_coco()["images"], {"id": 9}]), images=_BOTH, left_out=1),
     _json("image-dotdot", _coco(images=_ESCAPES), images=("a.jpg",), left_out=1, says="missing|leads out"),
     _json("image-absolute", _coco(images=_ABSOLUTE), images=("a.jpg",), left_out=1, says="missing|absolute"),
+    _json(
+        "image-id-list", _coco(images=[*_coco()["images"], {"id": [1], "file_name": "c.jpg"}]), images=_BOTH, left_out=1
+    ),
+    _json(
+        "image-id-object",
+        _coco(images=[*_coco()["images"], {"id": {}, "file_name": "c.jpg"}]),
+        images=_BOTH,
+        left_out=1,
+    ),
+    _json(
+        "license-list",
+        _coco(images=[{**i, "license": [1]} for i in _coco()["images"]], licenses=[{"id": [1]}]),
+        images=_BOTH,
+    ),
+    _json("half-a-surrogate", _coco(images=_SURROGATE), images=("a.jpg",), left_out=1, says=r"missing"),
     _json("image-id-twice", _coco(images=_TWICE), images=("a.jpg",), left_out=1, says="twice"),
     _json("keys-twice", _raw('"iscrowd": 0', '"iscrowd": 0, "iscrowd": 0'), images=_BOTH, objects=2),
     _json("nan-box", _raw("[1, 2, 10, 8]", "[1, NaN, 10, 8]"), images=_BOTH, objects=1, says="finite|NaN"),
@@ -188,6 +204,7 @@ XML_CASES: list[Case] = [
     _refused_xml("unknown-encoding", voc_text().replace(b"UTF-8", b"klingon"), "a.xml"),
     _refused_xml("other-root", b"<html><body/></html>", "annotation"),
     _xml("no-size", voc_text().replace(b"<size>", b"<sizes>").replace(b"</size>", b"</sizes>"), images=_VOC_BOTH),
+    _xml("size-huge", voc_text().replace(b"<width>32", b"<width>99999999999"), images=_VOC_BOTH, objects=2),
     _xml("no-box", voc_text().replace(b"bndbox", b"box"), images=_VOC_BOTH, objects=1, says="box"),
     _xml("no-name", voc_text().replace(b"<name>cat</name>", b""), images=_VOC_BOTH, objects=1, says="category"),
     _xml("box-text", voc_text(xmin="left"), images=_VOC_BOTH, objects=1, says="box"),
@@ -201,4 +218,28 @@ XML_CASES: list[Case] = [
         left_out=-1,
     ),
 ]
-CASES = JSON_CASES + XML_CASES
+
+
+def _panoptic_of(folder: Path) -> Mapping[str, Any]:
+    """A sound image and one whose id no column holds."""
+    (folder / "images").mkdir()
+    (folder / "masks").mkdir()
+    for name in ("a", "b"):
+        (folder / f"images/{name}.jpg").write_bytes(jpeg(ord(name)))
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2**70, "file_name": "b.jpg"}, {"id": [3], "file_name": "c.jpg"}]
+    values = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "panoptic.json").write_text(json.dumps(values))
+    return {"annotations": str(folder / "panoptic.json"), "masks": str(folder / "masks")}
+
+
+PANOPTIC_CASES = [
+    Case(
+        name="panoptic-image-id-huge",
+        kind="panoptic",
+        build=_panoptic_of,
+        images=["a.jpg"],
+        left_out=2,
+        says="integer id",
+    )
+]
+CASES = JSON_CASES + XML_CASES + PANOPTIC_CASES
