@@ -231,6 +231,9 @@ def _check(record: ImageRecord, item: SourceItem, category_ids: frozenset[int], 
                 detail=f"annotations say {declared}, the file is {record.width}x{record.height}",
             )
         )
+    elif "" in item.mended:
+        told = item.mended[""]
+        ledger.add(LedgerEntry(subject="image", fate="imported", reason=told, image_id=record.image_id))
     else:
         ledger.imported("image")
     if record.annotations is None:

@@ -23,7 +23,8 @@ class LedgerEntry:
 
     Attributes:
         subject: what the entry is about.
-        fate: ``mended`` is in the dataset, changed; ``dropped`` and ``quarantined`` are not.
+        fate: ``imported`` is in the dataset as it was, and there is a word to say of it; ``mended`` is there, changed;
+            ``dropped`` and ``quarantined`` are not.
         reason: a fixed phrase, so that reasons can be counted; the particulars are in ``detail``.
         image_id: the image concerned.
         annotation_id: the source's, None for an image.

@@ -36,7 +36,8 @@ class SourceItem:
         clip_tolerance: a box that leaves the image by more pixels than this is clipped.
         payload: whatever else ``load`` needs, JSON-ready.
         mended: how the source itself changed an annotation, by its place in ``annotations`` (as text: it is JSON);
-            a fixed phrase, that counts as the ledger's reason.
+            a fixed phrase, that counts as the ledger's reason. Under the empty text: what the ledger is told of the
+            image itself, which is imported as it is.
         license, url, group_id, extra: as in ``ImageRecord``. Lists of category ids under ``neg_category_ids`` and
             ``not_exhaustive_category_ids`` in ``extra`` (LVIS's names) become columns of the labels.
     """

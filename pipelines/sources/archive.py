@@ -13,6 +13,7 @@ from pipelines.sources import SourceItem, record_from_bytes
 from pipelines.sources.archive_formats import Archive, Folder, Member, Refused, Tar, TarGz, Zip
 from pipelines.storage import FileStat, Store, absolute, redact, split_uri
 
+ALIKE = "its name is another's but for the case of letters: one file on some systems"
 ArchiveKind = Literal["folder", "tar", "tar.gz", "zip"]
 _SUFFIXES: dict[str, ArchiveKind] = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
 
@@ -128,12 +129,18 @@ class ArchiveSource:
         return {"uri": redact(self.uri), "kind": archive_kind(self.uri)}
 
     def scan(self) -> Iterator[SourceItem | LedgerEntry]:
+        in_archive = not isinstance(self.archive, Folder)  # a folder is on a system that tells them apart
+        folded: set[str] = set()
         for found in self.archive.members():
             if isinstance(found, Refused):
                 yield refusal_entry(found)
             else:
+                alike = in_archive and found.name.casefold() in folded
+                if in_archive:
+                    folded.add(found.name.casefold())
                 yield SourceItem(
                     image_id=found.name,
+                    mended={"": ALIKE} if alike else {},
                     uri=member_uri(self.uri, found.name),
                     size=found.size,
                     split=self.split,
