@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from pipelines.checks import BadImage
 from pipelines.local_files import odd_local
+from pipelines.sources.archive_limits import MAX_EXPANSION, Allowance, is_bomb
 from pipelines.sources.strict_tar import StrictTarInfo
 from pipelines.storage import Store, redact
 
@@ -32,11 +33,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".we
 # A single request fetches a zip member with its local header, whose extra field may be longer than the directory's.
 _ZIP_HEADER = struct.Struct("<4s5H3I2H")
 _ZIP_HEADER_SLACK = 1024
-
-
-# A larger member that shrinks further than any picture does is a bomb, not an image.
-_MAX_EXPANSION = 100
-_ANY_EXPANSION_BYTES = 16 * 1024 * 1024
 
 
 class BrokenArchive(ValueError):
@@ -177,7 +173,7 @@ class Tar:
 
     def members(self) -> Iterator[Member | Refused]:
         with self._store.open_read(self._path) as file:
-            yield from _tar_members(file, self._store.join(self._path))
+            yield from _tar_members(file, Allowance(name=redact(self._store.join(self._path))))
 
     def read(self, member: Member) -> MemberBytes:
         try:
@@ -205,8 +201,9 @@ class TarGz:
         self._stream: gzip.GzipFile | None = None
 
     def members(self) -> Iterator[Member | Refused]:
+        allowance = Allowance(name=redact(self._store.join(self._path)), stored=self._store.stat(self._path).size)
         with self._store.open_read(self._path) as file, gzip.GzipFile(fileobj=file) as stream:
-            yield from _tar_members(stream, self._store.join(self._path))
+            yield from _tar_members(stream, allowance)
 
     def read(self, member: Member) -> MemberBytes:
         with self._lock:
@@ -247,10 +244,14 @@ class Zip:
             raise BrokenArchive(
                 f"{redact(self._store.join(self._path))} cannot be read as a zip: {error}; is the file whole?"
             ) from None
-        names = _Names()
+        names, unpacked = _Names(), 0
+        allowance = Allowance(name=redact(self._store.join(self._path)), stored=self._file_size)
         for entry in entries:
             if not entry.is_dir():
-                yield from names.checked(_zip_member(entry))
+                member = _zip_member(entry)
+                unpacked += member.size if isinstance(member, Member) else 0  # others are never unpacked
+                allowance.check(entries=len(entries), unpacked=unpacked)
+                yield from names.checked(member)
 
     def read(self, member: Member) -> MemberBytes:
         start, end_of_file = member.offset, self._file_size
@@ -300,16 +301,18 @@ class _Names:
             yield member
 
 
-def _tar_members(file: Any, path: str) -> Iterator[Member | Refused]:
-    names = _Names()
+def _tar_members(file: Any, allowance: Allowance) -> Iterator[Member | Refused]:
+    names, entries = _Names(), 0
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as tar:
             while (entry := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header: memory must not grow with the archive
+                entries += 1
+                allowance.check(entries=entries, unpacked=tar.offset)  # type: ignore[attr-defined]
                 if not entry.isdir():
                     yield from names.checked(_tar_member(entry))
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise BrokenArchive(f"{redact(path)} cannot be read as a tar: {error}; is the file whole?") from None
+        raise BrokenArchive(f"{allowance.name} cannot be read as a tar: {error}; is the file whole?") from None
 
 
 def _tar_member(entry: tarfile.TarInfo) -> Member | Refused | None:
@@ -341,7 +344,7 @@ def _zip_member(entry: zipfile.ZipInfo) -> Member | Refused | None:
             (kind == stat.S_IFLNK, "it is a link"),
             (kind not in (0, stat.S_IFREG), "it is a device, pipe or of an unknown type"),
             (bool(entry.flag_bits & 1), "it is encrypted"),
-            (_is_bomb(entry.file_size, entry.compress_size), f"it expands to over {_MAX_EXPANSION} times its size"),
+            (is_bomb(entry.file_size, entry.compress_size), f"it expands to over {MAX_EXPANSION} times its size"),
             (
                 entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
                 f"zip compression method {entry.compress_type} is not read; store or deflate it",
@@ -373,10 +376,6 @@ def _refusal(
     if not is_image_name(safe):
         return None
     return _too_large(safe, size) if size > MAX_IMAGE_BYTES else member(safe)
-
-
-def _is_bomb(size: int, stored: int) -> bool:
-    return size > _ANY_EXPANSION_BYTES and size > _MAX_EXPANSION * stored
 
 
 def _too_large(name: str, size: int) -> Refused:

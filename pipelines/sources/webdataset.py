@@ -18,8 +18,11 @@ from pipelines.ledger import LedgerEntry
 from pipelines.records import Category, ImageRecord, LabelMap
 from pipelines.sources import SourceItem, read_item, record_from_bytes
 from pipelines.sources.archive_formats import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, readable_name, unsafe_name
+from pipelines.sources.archive_limits import Allowance
 from pipelines.sources.coco_objects import parse_annotations
 from pipelines.sources.drawn import UNKNOWN_CATEGORY
+from pipelines.sources.json_stream import readable
+from pipelines.sources.strict_tar import StrictTarInfo
 from pipelines.storage import FileStat, Store, absolute, redact, split_uri
 
 _SIDECARS = ("json", "cls", "txt")
@@ -123,19 +126,19 @@ class WebDatasetSource:
             yield _entry("dropped", "picture that is not the sample's image", f"{_stem(tar)}/{name}", redact(tar))
         values = _json(sample)
         objects = _objects(values)
-        if isinstance(values, _BadJson):
-            for name, _, _ in sample.images[:1]:
-                yield _entry("quarantined", "annotation file cannot be read", f"{_stem(tar)}/{name}", values.why)
-            return
         for name, _, _ in sample.images[1:]:
             yield _entry("dropped", "a second image of one sample", f"{_stem(tar)}/{name}", redact(tar))
+        if isinstance(values, _BadJson):
+            name = sample.images[0][0] if sample.images else f"{sample.key}.json"
+            yield _entry("quarantined", "annotation file cannot be read", f"{_stem(tar)}/{name}", values.why)
+            return
         if not sample.images:
             if objects:
                 yield _entry("dropped", "sample without an image", f"{_stem(tar)}/{sample.key}", "", len(objects))
             return
         name, offset, size = sample.images[0]
         known = [
-            {**o, "category_id": ids.get(o["category"], UNKNOWN_CATEGORY)} if "category" in o and ids else o
+            {**o, "category_id": _category_id(o["category"], ids)} if "category" in o and ids else o
             for o in ({k: v for k, v in o.items() if k != "image_id"} for o in objects or ())
         ]
         extra = {k: v for k, v in values.items() if k != "annotations"} if isinstance(values, dict) else {}
@@ -166,9 +169,13 @@ def _json(sample: _Sample) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return readable(json.loads(text))
     except (ValueError, RecursionError) as error:
         return _BadJson(f"{sample.key}.json: {error}")
+
+
+def _category_id(name: Any, ids: Mapping[str, int]) -> int:
+    return ids.get(name, UNKNOWN_CATEGORY) if isinstance(name, str) else UNKNOWN_CATEGORY
 
 
 def _objects(values: Any) -> list[dict[str, Any]] | None:
@@ -189,11 +196,16 @@ def _entry(fate: Any, reason: str, image_id: str, detail: str, annotations: int 
 def _samples(tar: str) -> Iterator[_Sample]:
     """Samples in the order of the tar: consecutive files of one key."""
     store, path = split_uri(tar)
-    sample = _Sample(key="")
+    sample, allowance, entries = _Sample(key=""), Allowance(name=redact(tar)), 0
     try:
-        with store.open_read(path) as file, tarfile.open(fileobj=file, mode="r:") as opened:
+        with (
+            store.open_read(path) as file,
+            tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as opened,
+        ):
             while (entry := opened.next()) is not None:
                 opened.members = []  # type: ignore[attr-defined]  # memory must not grow with the tar
+                entries += 1
+                allowance.check(entries=entries, unpacked=opened.offset)  # type: ignore[attr-defined]
                 if entry.isdir():
                     continue
                 name = readable_name(entry.name).removeprefix("./")
@@ -223,6 +235,8 @@ def _add(sample: _Sample, entry: tarfile.TarInfo, name: str, suffix: str, opened
     fault = unsafe_name(name) or (None if entry.isreg() and not entry.issparse() else "it is no plain file")
     if fault is None and entry.size > limit:
         fault = f"it has {entry.size} bytes; at most {limit} are read"
+    if fault is None and kind in sample.sidecars:
+        fault = "the sample has this file already"
     if fault is not None:
         sample.refused.append((name, fault))
     elif is_image and "." in suffix:

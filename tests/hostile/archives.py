@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import struct
 import tarfile
 import zipfile
@@ -115,6 +116,60 @@ def _long_name() -> str:
     return "/".join(["x" * 200] * 20) + "/a.jpg"
 
 
+def _gz_bomb() -> bytes:
+    """1,000 : 1: half a GiB of zeros under an image's name."""
+    out = io.BytesIO()
+    with gzip.GzipFile(fileobj=out, mode="w", mtime=0, compresslevel=1) as stream:
+        stream.write(_tar()[: _END // 2])
+        entry = tarfile.TarInfo("bomb.jpg")
+        entry.size = 512 * 2**20
+        stream.write(entry.tobuf())
+        for _ in range(512):
+            stream.write(bytes(2**20))
+        stream.write(bytes(1024))
+    return out.getvalue()
+
+
+def _record(kind: bytes, size: int, content: bytes = b"") -> bytes:
+    """A header record before a member, as it lies in a tar."""
+    entry = _special("././@LongLink", kind)
+    entry.size = size
+    raw = entry.tobuf(tarfile.GNU_FORMAT)
+    return raw + content + bytes(-len(content) % 512)
+
+
+def _with_record(kind: bytes, size: int, content: bytes = b"") -> bytes:
+    """The good image, then a record, then another image."""
+    first = _tar()[: _END // 2]
+    return first + _record(kind, size, content) + _tar()
+
+
+def _long_name_bomb() -> bytes:
+    """A name of 400 MiB, which tarfile would read in one go."""
+    size = 400 * 2**20
+    out = io.BytesIO()
+    with gzip.GzipFile(fileobj=out, mode="w", mtime=0, compresslevel=1) as stream:
+        stream.write(_tar()[: _END // 2] + _record(tarfile.GNUTYPE_LONGNAME, size))
+        for _ in range(400):
+            stream.write(b"x" * 2**20)
+        stream.write(_tar())
+    return out.getvalue()
+
+
+def _negative_pax_size() -> bytes:
+    """A pax record that sends the reader back to where it was."""
+    pax = b"15 size=-10000\n"
+    return _with_record(tarfile.XHDTYPE, len(pax), pax)
+
+
+def _sample_tar(values: Any) -> bytes:
+    return _tar(("good.json", json.dumps(values).encode()), ("other.jpg", jpeg(1)))
+
+
+def _web(name: str, content: Callable[[], bytes], **expected: Any) -> Case:
+    return Case(name=f"webdataset-{name}", kind="webdataset", build=file_of("a.tar", content), **expected)
+
+
 def _case(name: str, file: str, content: Callable[[], bytes], **expected: Any) -> Case:
     return Case(name=f"archive-{name}", kind="archive", build=file_of(file, content), **expected)
 
@@ -133,7 +188,12 @@ CASES: list[Case] = [
     _refused("tar-duplicate", "a.tar", lambda: _tar((GOOD, jpeg(1))), "already"),
     _refused("tar-gz-dotdot", "a.tar.gz", lambda: _gz(_tar(("x/../../o.jpg", jpeg(1)))), r"\.\."),
     # Two names that are one file on other systems: both are kept, told apart by their case.
-    _case("tar-case-collision", "a.tar", lambda: _tar(("GOOD.JPG", jpeg(1))), images=[GOOD, "GOOD.JPG"]),
+    _case(
+        "tar-case-collision", "a.tar", lambda: _tar(("GOOD.JPG", jpeg(1))), images=[GOOD, "GOOD.JPG"], says="case of"
+    ),
+    _case(
+        "zip-case-collision", "a.zip", lambda: _zip(("GOOD.JPG", jpeg(1))), images=[GOOD, "GOOD.JPG"], says="case of"
+    ),
     _case("tar-long-name", "a.tar", lambda: _tar((_long_name(), jpeg(1))), images=[GOOD, _long_name()]),
     _case("tar-cut-in-data", "a.tar", lambda: _tar(("a.jpg", jpeg(1) * 40))[:12_000], error=True, says="whole|cut|tar"),
     _case("tar-cut-in-header", "a.tar", lambda: _tar()[:300], error=True, says="tar"),
@@ -142,6 +202,15 @@ CASES: list[Case] = [
     _case("tar-without-end", "a.tar", lambda: _tar(("a.jpg", jpeg(1)))[:_END], error=True, says="tar"),
     _case("tar-noise", "a.tar", lambda: bytes(range(256)) * 40, error=True, says="tar"),
     _case("tar-empty", "a.tar", lambda: b"", error=True, says="tar|not one image"),
+    _case("tar-negative-pax-size", "a.tar", _negative_pax_size, error=True, says="tar"),
+    _case(
+        "tar-pax-without-end", "a.tar", lambda: _with_record(tarfile.XHDTYPE, 2**40), error=True, says="header record"
+    ),
+    _case(
+        "tar-records", "a.tar", lambda: _record(tarfile.GNUTYPE_LONGNAME, 0) * 5000 + _tar(), error=True, says="many"
+    ),
+    _case("gz-bomb", "a.tar.gz", _gz_bomb, error=True, says="expands"),
+    _case("gz-long-name-bomb", "a.tar.gz", _long_name_bomb, error=True, says="header record"),
     _case("gz-cut", "a.tar.gz", lambda: _gz(_tar(("a.jpg", jpeg(1))))[:-300], error=True, says="tar"),
     _case("gz-damaged", "a.tar.gz", lambda: _gz(_tar())[:60] + b"\xff" * 900, error=True, says="tar"),
     _case("gz-is-no-gz", "a.tar.gz", lambda: _tar(), error=True, says="tar"),
@@ -162,4 +231,21 @@ CASES: list[Case] = [
     _case("zip-nested", "a.zip", lambda: _zip(("inner.zip", _zip()), ("b.jpg", jpeg(1))), images=[GOOD, "b.jpg"]),
     _case("zip-cut", "a.zip", lambda: _zip(("a.jpg", jpeg(1)))[:-40], error=True, says="zip"),
     _case("zip-noise", "a.zip", lambda: bytes(range(256)) * 40, error=True, says="zip"),
+    _web("cut-in-data", lambda: _tar(("a.jpg", jpeg(1) * 40))[:12_000], error=True, says="whole|cut|tar"),
+    _web("cut-in-header", lambda: _tar(("a.jpg", jpeg(1)))[: _END // 2 + 300], error=True, says="tar"),
+    _web("damaged-header", _damaged_tar, error=True, says="tar"),
+    _web("without-end", lambda: _tar(("a.jpg", jpeg(1)))[:_END], error=True, says="tar"),
+    _web(
+        "category-of-wrong-type",
+        lambda: _sample_tar([{"bbox": [1, 2, 9, 8], "category": name} for name in ("cat", {"a": 1}, ["cat"], 3)]),
+        images=["a/good.jpg", "a/other.jpg"],
+        objects=1,
+        says="category",
+    ),
+    _web(
+        "half-a-surrogate",
+        lambda: _sample_tar({"place": "\ud800", "annotations": [{"bbox": [1, 2, 9, 8], "category": "c\udc00"}]}),
+        images=["a/good.jpg", "a/other.jpg"],
+        objects=1,
+    ),
 ]

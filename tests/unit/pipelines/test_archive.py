@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.checks import BadImage
-from pipelines.sources.archive import archive_kind, open_archive
+from pipelines.sources import archive_limits, open_source
+from pipelines.sources.archive import ALIKE, archive_kind, open_archive
 from pipelines.sources.archive_formats import BrokenArchive, Member, Refused, listing_digest
 
 # What an image holds is not looked at before it is decoded, so any bytes will do here; one does not compress.
@@ -192,6 +193,66 @@ def test_a_broken_archive_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"this is no archive at all" * 100)
     with pytest.raises(BrokenArchive, match=name):
         list(open_archive(str(tmp_path / name)).members())
+
+
+def test_an_archive_with_too_many_entries_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "i.tar").write_bytes(tar_bytes(list(CONTENTS.items())))
+    write_zip(tmp_path / "i.zip", zipfile.ZIP_STORED)
+    for name in ("i.tar", "i.zip"):
+        assert len(list(open_archive(str(tmp_path / name)).members())) == len(CONTENTS)
+    monkeypatch.setattr(archive_limits, "MAX_ENTRIES", len(CONTENTS) - 1)
+    for name in ("i.tar", "i.zip"):
+        with pytest.raises(archive_limits.HugeArchive, match=rf"{name} has over 3 entries; divide it"):
+            list(open_archive(str(tmp_path / name)).members())
+
+
+def test_only_a_compressed_archive_can_expand_and_only_a_large_one_is_refused(tmp_path, monkeypatch):
+    blank = [(f"{number}.jpg", bytes(2**20)) for number in range(4)]
+    (tmp_path / "i.tar").write_bytes(tar_bytes(blank))
+    (tmp_path / "i.tar.gz").write_bytes(gzip.compress(tar_bytes(blank)))
+    with zipfile.ZipFile(tmp_path / "i.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in blank:
+            archive.writestr(name, content)
+    names = ("i.tar", "i.tar.gz", "i.zip")
+    assert [len(list(open_archive(str(tmp_path / name)).members())) for name in names] == [4, 4, 4]
+    monkeypatch.setattr(archive_limits, "ANY_EXPANSION_BYTES", 3 * 2**20)
+    assert len(list(open_archive(str(tmp_path / "i.tar")).members())) == 4
+    for name in ("i.tar.gz", "i.zip"):
+        with pytest.raises(archive_limits.HugeArchive, match="over 100 times its size"):
+            list(open_archive(str(tmp_path / name)).members())
+    monkeypatch.setattr(archive_limits, "MAX_ARCHIVE_BYTES", 2**20)
+    with pytest.raises(archive_limits.HugeArchive, match="at most 1048576 are read"):
+        list(open_archive(str(tmp_path / "i.tar")).members())
+
+
+def test_a_sparse_file_is_refused_without_its_map_being_read(tmp_path):
+    old = tarfile.TarInfo("sparse.jpg")
+    old.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(old.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # more of the map follows
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\x00 " % sum(header)
+    more = bytes(504) + b"\x01" + bytes(7)
+    pax = tarfile.TarInfo("new.jpg")
+    pax.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    good = tar_bytes([("good.jpg", b"y")])
+    raw = bytes(header) + more * 3 + bytes(512) + pax.tobuf(tarfile.PAX_FORMAT) + good
+    (tmp_path / "i.tar").write_bytes(raw)
+    found = list(open_archive(str(tmp_path / "i.tar")).members())
+    assert [m.name for m in found if isinstance(m, Member)] == ["good.jpg"]
+    refused = {m.name: m.reason for m in found if isinstance(m, Refused)}
+    assert refused == dict.fromkeys(("sparse.jpg", "new.jpg"), "it is a sparse file")
+
+
+def test_names_that_differ_by_case_are_both_offered_and_told_of(tmp_path):
+    names = ("a/B.jpg", "other.jpg", "A/b.JPG")
+    (tmp_path / "i.tar").write_bytes(tar_bytes([(name, b"x") for name in names]))
+    items = list(open_source("archive", uri=str(tmp_path / "i.tar")).scan())
+    assert {item.image_id: dict(item.mended) for item in items} == {
+        "a/B.jpg": {},
+        "other.jpg": {},
+        "A/b.JPG": {"": ALIKE},
+    }
 
 
 def test_a_cut_tar_gz_is_named(tmp_path):

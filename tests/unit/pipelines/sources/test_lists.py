@@ -88,6 +88,17 @@ def test_what_goes_wrong_in_a_webdataset(tmp_path):
     assert version.ledger["annotations"] == {"seen": 4, "imported": 1, "mended": 0, "dropped": 3, "quarantined": 0}
 
 
+def test_every_file_beside_bad_json_has_a_fate(tmp_path):
+    files = {"a.jpg": jpeg(1), "a.json": b"{no", "a.png": jpeg(2), "b.json": b"{no"}
+    _, records, entries = read_source("webdataset", uri=tar(tmp_path / "s.tar", files))
+    assert not records
+    assert [(e.fate, e.image_id) for e in entries] == [
+        ("dropped", "s/a.png"),
+        ("quarantined", "s/a.jpg"),
+        ("quarantined", "s/b.json"),
+    ]
+
+
 def test_tars_that_are_none(tmp_path):
     (tmp_path / "s.tar").write_bytes(b"x" * 3000)
     with pytest.raises(ValueError, match=r"s\.tar cannot be read as a tar"):
