@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ _SHARD = re.compile(r"(?P<split>[A-Za-z_]+?)[-_.]\d+[-_]of[-_]\d+")
 class HfParquetSource:
     """Parquet files of one data set.
 
-    ``image_id`` is the path inside the ``image`` struct where those are unique, else file and row.
+    ``image_id`` is the path inside the ``image`` struct where those are unique, else the file's path and the row.
     """
 
     kind: ClassVar[str] = "hf_parquet"
@@ -119,12 +120,13 @@ class HfParquetSource:
         paths = [path for file in self.files for path in self._paths(file)]
         named = all(paths) and len(set(paths)) == len(paths)
         place = iter(paths)
+        stems = _stems(self.files)
         for number, file in enumerate(self.files):
             split = _guess_split(file) if self.split is None else self.split
             for group, row, objects, extra, size in self._rows(file):
                 shown = _whole(extra.pop("width", None)), _whole(extra.pop("height", None))
                 path = next(place)
-                unnamed = f"{file.rsplit('/', 1)[-1].removesuffix('.parquet')}/{group}-{row}"
+                unnamed = f"{stems[number]}/{group}-{row}"
                 yield SourceItem(
                     image_id=str(path) if named else unnamed,
                     uri=f"{file}!/{group}/{row}",
@@ -258,6 +260,20 @@ def _find_files(uri: str) -> tuple[str, ...]:
     if not found:
         raise ValueError(f"no .parquet file in {redact(uri)}")
     return found
+
+
+def _stems(files: Sequence[str]) -> list[str]:
+    """What ids begin with: the names of the files, with the folders that are not common where the names are not unique.
+
+    The Hub's own layout is ``train/0000.parquet`` beside ``test/0000.parquet``.
+    """
+    parts = [file.removesuffix(".parquet").split("/") for file in files]
+    names = [path[-1] for path in parts]
+    if len(set(names)) == len(names):
+        return names
+    folders = zip(*(path[:-1] for path in parts), strict=False)
+    common = len(list(takewhile(lambda level: len(set(level)) == 1, folders)))
+    return ["/".join(path[common:]) for path in parts]
 
 
 def _guess_split(file: str) -> str:

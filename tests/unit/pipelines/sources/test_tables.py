@@ -187,6 +187,19 @@ def test_hugging_face_lists_of_structs_and_images_beside(tmp_path):
         source.load(bad)
 
 
+def test_hugging_face_files_of_one_name_in_several_folders_stay_apart(tmp_path):
+    row = hf_row(0, ([1, 2, 3, 4], 0))
+    for number, name in enumerate(("train/0000", "train/0001", "test/0000")):
+        rows = [{**row, "image": {"bytes": jpeg(number), "path": "0.jpg"}}]  # a path that is not unique
+        parquet(tmp_path / f"data/default/{name}.parquet", rows, ["cat"])
+    _, records, _ = read_source("hf_parquet", uri=str(tmp_path))
+    assert {image_id: r.split for image_id, r in records.items()} == {
+        "test/0000/0-0": "test",
+        "train/0000/0-0": "train",
+        "train/0001/0-0": "train",
+    }
+
+
 def test_hugging_face_bad_rows_have_their_fate(tmp_path):
     good = ([1.0, 2.0, 3.0, 4.0], 0)
     rows = [
