@@ -189,15 +189,30 @@ class LabelStudioSource:
 
     def find_image(self, task: Mapping[str, Any], reference: str) -> FoundImage | None:
         """The file in the folder of images, or a remote URL; never another local file."""
-        for path in self.paths_of(reference):
+        for dropped, path in enumerate(self.paths_of(reference)):
             file = self._folder.find(path)
-            if file is not None:
+            if file is not None and dropped <= self._nearest.get(file.path, dropped):
                 return FoundImage(image_id=file.path, uri=self._folder.uri_of(file), size=file.size)
         url = urlsplit(reference)
         # A query or a password is a credential, and an item's URI is written down.
         if url.scheme in _REMOTE and not url.query and "@" not in url.netloc:
             return FoundImage(image_id=reference.split("://", 1)[1], uri=reference, size=0)
         return None
+
+    @cached_property
+    def _nearest(self) -> dict[str, int]:
+        """File -> how many folders of its path the task that names it best has too many.
+
+        A path is shortened only for a file that no task names better: that one's boxes belong to it.
+        """
+        nearest: dict[str, int] = {}
+        for task in self._tasks():
+            for dropped, path in enumerate(self.paths_of(self._reference(task) or "")):
+                file = self._folder.find(path)
+                if file is not None:
+                    nearest[file.path] = min(dropped, nearest.get(file.path, dropped))
+                    break
+        return nearest
 
     def paths_of(self, reference: str) -> list[str]:
         """The paths that a task's reference may mean, the longest first; none of one that leaves its folder."""

@@ -192,3 +192,17 @@ def test_files_that_are_not_an_array_are_refused(tmp_path, text):
     Path(path).write_text(text)
     with pytest.raises(BadJson, match=r"tasks\.json"):
         read_source("label_studio", annotations=path)
+
+
+def test_a_path_is_shortened_only_for_a_file_that_no_task_names_better(tmp_path):
+    def local(path: str, label: str) -> dict[str, Any]:
+        return task(box(label=label), image=f"/data/local-files/?d={path}")
+
+    tasks = local("other/a.jpg", "bus"), local("a.jpg", "car"), local("x/y/b.jpg", "bus"), local("x/b.jpg", "car")
+    label_map, records, entries = read_source("label_studio", annotations=make(tmp_path, *tasks))
+    label_of = {name: label_map.names[r.annotations.category_ids[0] - 1] for name, r in records.items()}
+    assert label_of == {"a.jpg": "car", "b.jpg": "car"}
+    assert [(e.fate, e.reason, e.detail, e.annotations) for e in entries] == [
+        ("quarantined", "image file missing", f"/data/local-files/?d={path}", 1)
+        for path in ("other/a.jpg", "x/y/b.jpg")
+    ]
