@@ -50,7 +50,7 @@ class StrictTarInfo(tarfile.TarInfo):
         return found
 
     def _proc_sparse(self, tar: Any) -> StrictTarInfo:
-        _, more, _ = self._sparse_structs  # type: ignore[has-type]
+        _, more, _ = self._sparse_structs  # type: ignore[attr-defined]
         while more:
             block = tar.fileobj.read(tarfile.BLOCKSIZE)
             more = len(block) == tarfile.BLOCKSIZE and bool(block[504])

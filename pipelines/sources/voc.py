@@ -132,15 +132,15 @@ class VocSource:
             while window := list(islice(names, _WINDOW)):
                 read = pool.map(lambda pair: self._read(xml.get(pair[1], ())), window)
                 for (split, name), found in zip(window, read, strict=True):
-                    image, *others = images.get(name, [None])
-                    item = self._item(split, name, found, image, ids, taken)
+                    same = images.get(name, [])
+                    item = self._item(split, name, found, same[0] if same else None, ids, taken)
                     if isinstance(item, SourceItem) and item.annotations is not None and name in masks:
                         item = replace(item, payload={"mask": self.store.join(masks[name])})
                     yield item
                     if isinstance(item, SourceItem) and name in classes and name not in masks:
                         yield _unread_mask(item.image_id, classes[name])
                     if name not in told:
-                        yield from (_namesake(other, image) for other in others)
+                        yield from (_namesake(other, same[0]) for other in same[1:])
                         yield from (self._unread_xml(other) for other in xml.get(name, ())[1:])
                         told.add(name)
 
@@ -227,8 +227,7 @@ class VocSource:
         return with_masks(record, item.payload["mask"]) if "mask" in item.payload else record
 
 
-def _namesake(other: FileStat, image: FileStat | None) -> LedgerEntry:
-    assert image is not None
+def _namesake(other: FileStat, image: FileStat) -> LedgerEntry:
     return LedgerEntry(
         subject="image",
         fate="dropped",
