@@ -232,8 +232,8 @@ def _join_pieces(
         links += zip((-agreement[one, other]).tolist(), of_tile[one].tolist(), later[other].tolist(), strict=True)
     tile_of = tile.tolist()
     group_of = {piece: [piece] for piece in pieces.tolist()}
-    for _, one, other in sorted(links):
-        first, second = group_of[one], group_of[other]
+    for _, piece, partner in sorted(links):
+        first, second = group_of[piece], group_of[partner]
         if {tile_of[i] for i in first}.isdisjoint(tile_of[i] for i in second):
             first += second
             group_of.update((i, first) for i in second)
