@@ -38,8 +38,8 @@ def _near(image_id: str, ids: list[str]) -> list[str]:
         return name.rsplit("/", 1)[-1].rsplit(".", 1)[0].lower()
 
     wanted = stem(image_id)
-    same = [i for i in ids if stem(i) == wanted]
-    return (same or [i for i in ids if wanted and wanted in stem(i)])[:_NEAR]
+    same = sorted(i for i in ids if stem(i) == wanted)
+    return (same or sorted(i for i in ids if wanted and wanted in stem(i)))[:_NEAR]
 
 
 def describe_image(record: ImageRecord, label_map: LabelMap) -> dict[str, Any]:

@@ -177,13 +177,14 @@ def label(
     if console.mode.json:
         console.write_json(predictions)
     else:
-        for one in (predictions, *predictions["others"]):
+        for one in (predictions, *predictions.get("others", ())):
             shown = {k: v for k, v in one.items() if v is not None and k not in ("account", "others")}
             console.show("Predictions", shown)
-            if one["account"] is not None:
+            if one.get("account") is not None:
                 console.show("What it took", account_rows(one["account"]))
     bad = predictions["num_quarantined"]
-    failed = bad if predictions["account"] is None else predictions["account"]["quarantined"]
+    account = predictions.get("account")
+    failed = bad if account is None else account["quarantined"]
     if failed:
         console.warn(
             f"{failed} image(s) have no predictions; see _quarantine beside the predictions, and try again with "

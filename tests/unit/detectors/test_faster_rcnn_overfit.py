@@ -9,7 +9,14 @@ from tests.overfitting import assert_learns_by_heart
 
 def test_the_smallest_by_heart() -> None:
     assert_learns_by_heart(
-        "faster_rcnn_lite0_fpn", side=128, steps=60, lr=2e-3, norm="gn", proposals_train=100, proposals=50, roi_batch=32
+        "faster_rcnn_lite0_fpn",
+        side=128,
+        steps=120,
+        lr=2e-3,
+        norm="gn",
+        proposals_train=100,
+        proposals=50,
+        roi_batch=32,
     )
 
 

@@ -6,4 +6,5 @@ from tests.overfitting import assert_learns_by_heart
 
 
 def test_the_smallest_by_heart() -> None:
-    assert_learns_by_heart("fast_rcnn_lite0", side=128, steps=50, lr=2e-3, norm="gn", proposals=100)
+    # Pooling rounds regions to cells: in images of 128 pixels some of different places look the same to the head.
+    assert_learns_by_heart("fast_rcnn_lite0", side=192, steps=60, lr=2e-3, norm="gn", proposals=100)

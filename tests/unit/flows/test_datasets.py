@@ -260,11 +260,12 @@ def test_an_image_goes_to_standard_output_as_bytes(capfdbinary, dataset):
 
 def test_duplicates_are_listed_by_bytes_and_by_looks(capfd, dataset):
     found = document(capfd, "duplicates", dataset)["duplicates"]
-    assert [(d["image_id"], d["first"], d["labels"]) for d in found] == [
-        (f"b/{i}.jpg", f"a/{i}.jpg", "same") for i in range(5)
-    ]
+    # Which of two comes first depends on the names of their shards.
+    pairs = {frozenset((f"b/{i}.jpg", f"a/{i}.jpg")) for i in range(5)}
+    assert len(found) == 5 and {d["labels"] for d in found} == {"same"}
+    assert {frozenset((d["image_id"], d["first"])) for d in found} == pairs
     alike = document(capfd, "duplicates", dataset, "--near", "--threshold", "0")["duplicates"]
-    assert {(d["image_id"], d["near"]) for d in alike} == {(f"b/{i}.jpg", f"a/{i}.jpg") for i in range(5)}
+    assert len(alike) == 5 and {frozenset((d["image_id"], d["near"])) for d in alike} == pairs
     code, out, err = run(capfd, "duplicates", dataset, "--limit", "2")
     assert code == 0 and out.count("b/") == 2 and "3 more" in err
 

@@ -107,7 +107,7 @@ def test_errors_name_the_way_out(tmp_path: Path) -> None:
         open_dataset(str(tmp_path / "shape"))
     with pytest.raises(DatasetNotFound, match="no label set 'net'; it has gt"):
         open_dataset(f"{tmp_path}/shapes@labels/net")
-    with pytest.raises(DatasetNotFound, match="versions 0 to 1, not 5"):
+    with pytest.raises(DatasetNotFound, match="versions 1 to 1, not 5"):
         open_dataset(f"{tmp_path}/shapes@labels/gt:5")
     with pytest.raises(EmptyDataset):
         open_dataset(f"{tmp_path}/shapes@labels/gt:0")
