@@ -89,10 +89,11 @@ def test_a_killed_worker_is_replaced(scenes, model, undisturbed, tmp_path):
 
     # Receipts and not the progress that is told say when: that comes late where the whole run takes a moment.
     def kill_once() -> None:
-        while (done := len(receipts(dataset))) < 4:
-            time.sleep(0.01)
+        workers: list[int] = []
+        while (done := len(receipts(dataset))) < 2:
+            workers = _labelling_workers()  # before it is time: to look for them takes as long as some tasks
         when = time.time()
-        os.kill(_labelling_workers()[0], signal.SIGKILL)
+        os.kill(workers[-1], signal.SIGKILL)  # the youngest: those of the run before may still be on their way out
         killed.append((when, done))
 
     killer = threading.Thread(target=kill_once, daemon=True)
@@ -256,7 +257,6 @@ def _labelling_workers() -> list[int]:
             ours.add(int(path.name))
             if "MapWorker(Map(LabelShard))" in title:
                 found.append(int(path.name))
-    assert found, "no labelling worker runs"
     return found
 
 
