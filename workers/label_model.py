@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -133,16 +133,6 @@ def select(prediction: Prediction, thresholds: Tensor, max_detections: int) -> P
     """The best detections above their class's threshold; ``thresholds`` is (C,)."""
     above = prediction.scores > thresholds[prediction.labels]
     return prediction.take(above.nonzero().squeeze(1)[:max_detections])
-
-
-def batches_of_one_size(
-    images: Iterator[DecodedImage], preprocessing: Preprocessing, batch_size: int, *, most_bytes: int = MOST_WAITING
-) -> Iterator[list[DecodedImage]]:
-    """See ``SizeBatches``."""
-    batches = SizeBatches(preprocessing, batch_size, most_bytes=most_bytes)
-    for image in images:
-        yield from batches.add(image)
-    yield from batches.rest()
 
 
 class SizeBatches:

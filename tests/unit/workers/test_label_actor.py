@@ -17,7 +17,7 @@ from detectors.structures import Prediction
 from pipelines.versions import open_dataset
 from tests.making import commit_records, record
 from workers.label_inputs import CHUNK, DecodedImage, InputThreads, decode, decode_for_each, decoded_images
-from workers.label_model import batches_of_one_size, select
+from workers.label_model import SizeBatches, select
 from workers.label_readers import DatasetReader, RawImage
 from workers.label_stages import StageClock
 
@@ -115,14 +115,18 @@ def test_a_reader_that_fails_is_heard(decoded):
         list(decoded(Reader(), pa.table({"row": [1, 2]})))
 
 
+def places_of_batches(images: list[DecodedImage], batches: SizeBatches) -> list[list[int]]:
+    found = [batch for image in images for batch in batches.add(image)] + batches.rest()
+    return [[image.raw.place for image in batch] for batch in found]
+
+
 def test_batches_hold_one_padded_size_and_every_image_once():
     def image(place: int, height: int, width: int) -> DecodedImage:
         return DecodedImage(raw=RawImage(place=place), pixels=torch.zeros((3, height, width), dtype=torch.uint8))
 
     images = [image(0, 64, 30), image(1, 30, 64), image(2, 64, 20), image(3, 64, 33), image(4, 64, 10)]
     images.insert(2, DecodedImage(raw=RawImage(place=9)))
-    found = [[i.raw.place for i in batch] for batch in batches_of_one_size(iter(images), PREPROCESSING, 2)]
-    assert found == [[9], [0, 2], [1], [3], [4]]
+    assert places_of_batches(images, SizeBatches(PREPROCESSING, 2)) == [[9], [0, 2], [1], [3], [4]]
 
 
 def test_what_waits_for_more_of_its_size_is_bounded_and_the_longest_waiting_goes_first():
@@ -133,8 +137,7 @@ def test_what_waits_for_more_of_its_size_is_bounded_and_the_longest_waiting_goes
     ]
 
     def batches(pixels: int) -> list[list[int]]:
-        found = batches_of_one_size(iter(images), PREPROCESSING, 3, most_bytes=3 * pixels)
-        return [[image.raw.place for image in batch] for batch in found]
+        return places_of_batches(images, SizeBatches(PREPROCESSING, 3, most_bytes=3 * pixels))
 
     assert batches(1 << 20) == [[1, 2, 3], [0, 6], [4, 5]]
     assert batches(9000) == [[1, 2, 3], [0], [4, 5], [6]]
