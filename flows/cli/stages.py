@@ -184,7 +184,8 @@ def label(
                 console.show("What it took", account_rows(one["account"]))
     bad = predictions["num_quarantined"]
     account = predictions.get("account")
-    failed = bad if account is None else account["quarantined"]
+    # A retry counts the rows that are still bad, its account those that it tried; what was refused is in neither.
+    failed = bad if account is None or given["retry"] else account["quarantined"]
     if failed:
         console.warn(
             f"{failed} image(s) have no predictions; see _quarantine beside the predictions, and try again with "
