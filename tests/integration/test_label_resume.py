@@ -20,6 +20,8 @@ from pipelines.jobs import Job
 from pipelines.quarantine import read_quarantine
 from pipelines.storage import Store
 from tests.conftest import running
+from tests.faults import paced
+from tests.faults.paced import Pace
 from tests.integration.labelling import THRESHOLD, make_model, rows_by_image
 from tests.integration.training import make_dataset
 from workers.label import LabelConfig, PredictionSetRef, label
@@ -83,25 +85,33 @@ def test_the_undisturbed_run_finds_something_in_every_image(undisturbed):
     assert undisturbed.num_objects == sum(len(row[6][0]) for row in rows)
 
 
-def test_a_killed_worker_is_replaced(scenes, model, undisturbed, tmp_path):
-    dataset = copied(scenes, tmp_path)
+def test_a_killed_worker_is_replaced(scenes, tmp_path, ray_cluster):
+    pace, steady = Pace(tmp_path / "pace"), 0.5  # seconds a batch: some tasks are left when a worker dies
+    pace.set(0.0)
+    paced.save(tmp_path / "model", open_dataset(str(scenes)).label_map, pace)
+    there = copied(scenes, tmp_path / "undisturbed")
+    undisturbed = label(config_for(there, str(tmp_path / "model")))
+
+    dataset = copied(scenes, tmp_path / "disturbed")
     killed: list[tuple[float, int]] = []
 
     # Receipts and not the progress that is told say when: that comes late where the whole run takes a moment.
     def kill_once() -> None:
-        workers: list[int] = []
-        while (done := len(receipts(dataset))) < 2:
-            workers = _labelling_workers()  # before it is time: to look for them takes as long as some tasks
-        when = time.time()
+        while len(receipts(dataset)) < 2 or not (workers := _labelling_workers()):
+            time.sleep(0.01)
+        done, when = len(receipts(dataset)), time.time()
         os.kill(workers[-1], signal.SIGKILL)  # the youngest: those of the run before may still be on their way out
         killed.append((when, done))
+        pace.set(0.0)
 
+    pace.set(steady)
     killer = threading.Thread(target=kill_once, daemon=True)
     killer.start()
-    made = label(config_for(dataset, model))
+    made = label(config_for(dataset, str(tmp_path / "model")))
     killer.join(timeout=10)
+    assert not killer.is_alive(), "nothing was killed"
     (when, done), times = killed[0], receipts(dataset).values()
-    assert not killer.is_alive() and 0 < done < TASKS and min(times) < when < max(times)
+    assert 0 < done < TASKS and min(times) < when < max(times)
     assert not made.found
     assert_equal_to_undisturbed(made, undisturbed, dataset)
 
