@@ -145,7 +145,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 def _fold_modules(network: nn.Module) -> None:
     """What knows by itself how it is folded."""
-    for module, names in _named(network):
+    for module, names in named(network):
         folded: nn.Module
         match module:
             case FrozenNormConv2d():
@@ -159,8 +159,9 @@ def _fold_modules(network: nn.Module) -> None:
 
 
 def _fold_pairs(network: nn.Module, run: Callable[[], object]) -> None:
-    names_of = {id(module): names for module, names in _named(network)}
-    for conv, norm in _pairs(network, run):
+    names_of = {id(module): names for module, names in named(network)}
+    for conv, norm in pairs_of(network, run, is_convolution, _is_evaluating_norm):
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         folded = FrozenNormConv2d(conv, norm, conv_name="", norm_name="").to_conv()
         act = getattr(norm, "act", None)
         for name in names_of[id(conv)]:
@@ -169,29 +170,40 @@ def _fold_pairs(network: nn.Module, run: Callable[[], object]) -> None:
             network.set_submodule(name, act if isinstance(act, nn.Module) else nn.Identity())
 
 
-def _pairs(network: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions whose every output went into one norm, which got nothing else."""
-    made: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # keeps tensors alive: an id is unique only while they live
+def _is_evaluating_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+
+
+def is_convolution(module: nn.Module) -> bool:
+    return type(module) in (nn.Conv2d, Conv2dSame)  # others may do something of their own with their weights
+
+
+def pairs_of(
+    network: nn.Module,
+    run: Callable[[], object],
+    is_first: Callable[[nn.Module], bool],
+    is_second: Callable[[nn.Module], bool],
+) -> list[tuple[nn.Module, nn.Module]]:
+    """Modules of which every output went into one other, which got nothing else, while something ran."""
+    made: dict[int, tuple[nn.Module, Tensor, int]] = {}  # keeps tensors alive: an id is unique only while they live
     calls: Counter[nn.Module] = Counter()
-    met: Counter[tuple[nn.Conv2d, nn.BatchNorm2d]] = Counter()
+    met: Counter[tuple[nn.Module, nn.Module]] = Counter()
 
-    def remember(conv: nn.Module, _x: object, y: Tensor) -> None:
-        assert isinstance(conv, nn.Conv2d)
-        calls[conv] += 1
-        made[id(y)] = (conv, y, y._version)
+    def remember(first: nn.Module, _x: object, y: Tensor) -> None:
+        calls[first] += 1
+        made[id(y)] = (first, y, y._version)
 
-    def meet(norm: nn.Module, x: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, nn.BatchNorm2d)
-        calls[norm] += 1
-        conv, _, version = made.get(id(x[0]), (None, None, 0))
-        if conv is not None and x[0]._version == version:  # nothing changed it in place since
-            met[conv, norm] += 1
+    def meet(second: nn.Module, x: tuple[Tensor, ...]) -> None:
+        calls[second] += 1
+        first, _, version = made.get(id(x[0]), (None, None, 0))
+        if first is not None and x[0]._version == version:  # nothing changed it in place since
+            met[first, second] += 1
 
     hooks = []
     for module in network.modules():
-        if type(module) in (nn.Conv2d, Conv2dSame):  # others may do something of their own with their weights
+        if is_first(module):
             hooks.append(module.register_forward_hook(remember))
-        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+        elif is_second(module):
             hooks.append(module.register_forward_pre_hook(meet))
     try:
         with torch.no_grad():
@@ -202,7 +214,7 @@ def _pairs(network: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Conv2
     return [pair for pair, count in met.items() if all(calls[module] == count for module in pair)]
 
 
-def _named(network: nn.Module) -> list[tuple[nn.Module, list[str]]]:
+def named(network: nn.Module) -> list[tuple[nn.Module, list[str]]]:
     """Each module with all the names it goes by."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in network.named_modules(remove_duplicate=False):

@@ -139,7 +139,8 @@ def test_a_compiler_that_fails_on_the_network_is_told_and_survived(monkeypatch: 
         warnings.simplefilter("error")  # told once
         again = fast.predict(BATCH)
     for a, b, c in zip(first, again, optimize(plain).predict(BATCH)):
-        assert torch.equal(a.boxes, b.boxes) and torch.equal(a.boxes, c.boxes)
+        assert torch.equal(a.boxes, b.boxes)
+        torch.testing.assert_close(a.boxes, c.boxes, atol=1e-2, rtol=0)  # whose convolutions are fused
 
 
 def test_bad_input_is_not_blamed_on_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
