@@ -63,13 +63,10 @@ class FusedConv2d(nn.Module):
         activation: see ``activation_of``.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-
     def __init__(self, conv: nn.Conv2d, activation: Activation = NONE) -> None:
         super().__init__()
-        self.register_buffer("weight", conv.weight.detach())
-        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
+        self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
         self._stride, self._dilation = list(conv.stride), list(conv.dilation)
         self._groups, self._activation = conv.groups, activation
         # None: as much as the output takes to have a side of ceil(input / stride).

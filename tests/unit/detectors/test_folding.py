@@ -76,7 +76,7 @@ def test_folded(name: str, norm: str) -> None:
     calls = watch(detector, batch)
     reference = [x for call in calls for x in call.outputs]
     assert max(float(x.std()) for x in reference) > 0  # outputs that are all alike would prove nothing
-    assert largest_change(replay(fast, calls), reference) <= 1e-5
+    assert largest_change(replay(fast, calls), reference) <= 2e-5
     after = detector.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
@@ -154,7 +154,9 @@ def test_what_cannot_be_folded_stays(kind: str, norms_left: int, told: str | Non
         warnings.simplefilter("always", OptimizationWarning)
         fast = optimize(detector)
     messages = [str(w.message) for w in caught if issubclass(w.category, OptimizationWarning)]
-    assert len(messages) == (told is not None) and all(str(told) in m for m in messages)
+    # What cannot even predict noise cannot have its activations moved, either.
+    assert len(messages) == (0 if told is None else 2 if kind == "broken" else 1)
+    assert all(str(told) in m for m in messages)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in fast.modules()) == norms_left
     if kind != "broken":
         batch = other_noise(probe_batch(detector))
