@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,19 +22,21 @@ def process_tree(root: int) -> Iterator[int]:
 class TreeCpu:
     """CPU seconds of this process and its descendants while it is entered.
 
-    They are looked at every ``every`` seconds; what a process used after the last look at it is not counted.
+    They are looked at every ``every`` seconds; what a process used after the last look at it is not counted, nor is
+    what the looking takes.
     """
 
     def __init__(self, *, every: float = 1.0) -> None:
         self._every = every
         self._used: dict[int, float] = {}
         self._before: dict[int, float] = {}
+        self._looking = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> TreeCpu:
         self._look()
-        self._before = dict(self._used)
+        self._before, self._looking = dict(self._used), 0.0
         self._thread.start()
         return self
 
@@ -44,13 +47,14 @@ class TreeCpu:
 
     @property
     def seconds(self) -> float:
-        return sum(used - self._before.get(pid, 0.0) for pid, used in self._used.items())
+        return sum(used - self._before.get(pid, 0.0) for pid, used in self._used.items()) - self._looking
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every):
             self._look()
 
     def _look(self) -> None:
+        started = time.thread_time()
         tree = set(process_tree(os.getpid()))
         tick = os.sysconf("SC_CLK_TCK")
         for pid, fields in _stats():
@@ -58,6 +62,7 @@ class TreeCpu:
                 # A pid is not used again for something else within minutes; what it has used only grows.
                 used = (int(fields[11]) + int(fields[12])) / tick
                 self._used[pid] = max(used, self._used.get(pid, 0.0))
+        self._looking += time.thread_time() - started
 
 
 def _stats() -> Iterator[tuple[int, list[str]]]:
