@@ -43,7 +43,7 @@ from workers.label_write import Outcome, write_task
 from workers.memory import hand_back_freed_memory, keep_freed_memory
 
 _BATCHES_AHEAD = 2
-_HAND_BACK_SECONDS = 30.0
+_HAND_BACK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
