@@ -24,6 +24,7 @@ from pipelines.references import check_label_set_name
 from pipelines.resuming import resume
 from pipelines.sources import Source
 from pipelines.storage import Store, absolute
+from workers.exits import exit_within
 from workers.memory import keep_freed_memory
 from workers.task_window import as_done
 
@@ -148,5 +149,6 @@ def _run_on_ray(
 
 def _remote_task(job: Job, task_id: int) -> int:
     keep_freed_memory()
+    exit_within()
     run_task(job, task_id)
     return task_id

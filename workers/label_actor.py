@@ -33,6 +33,7 @@ from detectors.structures import Prediction
 from pipelines.jobs import Job, Receipt
 from pipelines.records import LabelMap
 from workers.batches import to_annotations
+from workers.exits import exit_within
 from workers.label_inputs import CHUNK, WHOLE_CHUNK, Decoded, DecodedImage, InputThreads, decoded_images
 from workers.label_job import TASKS_AT_ONCE, LabelJob
 from workers.label_model import LabelModel, SizeBatches
@@ -108,6 +109,7 @@ class LabelShard:
         first = jobs[0]
         torch.set_num_threads(first.threads)
         keep_freed_memory()
+        exit_within()
         self._handed_back = time.monotonic()
         self._board, self._max_attempts = board, first.max_attempts
         self._lines = [Line.of(at, job) for at, job in enumerate(jobs)]

@@ -25,6 +25,7 @@ from detectors.structures import Target
 from detectors.transforms import Augmentation
 from pipelines.records import LabelMap
 from pipelines.versions import open_dataset
+from workers.exits import exit_within
 from workers.initial_weights import find_start, load_start
 from workers.loader import RowGroupReader, Sample, epoch_plan, list_row_groups, training_batches
 from workers.memory import keep_freed_memory
@@ -84,6 +85,7 @@ def train_worker(loop: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.cpus_per_worker)
     keep_freed_memory()
+    exit_within()
     torch.manual_seed(config.seed)
 
     label_map = LabelMap.from_json(job.categories)

@@ -255,18 +255,24 @@ def _digest(model: str) -> str:
 
 
 def _labelling_workers() -> list[int]:
-    """Process ids of the actors that label for this process: Ray writes the class into a worker's title."""
-    ours, found = {os.getpid()}, []
-    for path in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+    """Process ids of the actors that label for this process, the youngest last; Ray writes the class into a title."""
+    processes: dict[int, tuple[int, int]] = {}  # parent, and when it began: process ids start over
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int(path.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
-            title = path.joinpath("cmdline").read_text()
+            fields = path.joinpath("stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
-        if parent in ours:
-            ours.add(int(path.name))
+        processes[int(path.name)] = int(fields[1]), int(fields[19])
+    ours, found = {os.getpid()}, []
+    for pid in sorted(processes, key=lambda pid: processes[pid][1]):
+        if processes[pid][0] in ours:
+            ours.add(pid)
+            try:
+                title = Path(f"/proc/{pid}/cmdline").read_text()
+            except OSError:
+                continue
             if "MapWorker(Map(LabelShard))" in title:
-                found.append(int(path.name))
+                found.append(pid)
     return found
 
 
