@@ -27,11 +27,8 @@ _QUIET = {
 
 # Ray's own processes poll, measure and report all the time, for a dashboard and an autoscaler that an embedded cluster
 # does not have: at rest a quarter of a core, which on a laptop is what a tenth of the labelling could be done with.
+# Only what the node's own processes do is changed here, and nothing of what workers do.
 _EMBEDDED = {
-    "RAY_enable_metrics_collection": "false",
-    "RAY_metrics_report_interval_ms": "60000",
-    "RAY_task_events_report_interval_ms": "0",  # for `ray list tasks`: off
-    "RAY_event_stats": "0",
     "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
     "RAY_memory_monitor_refresh_ms": "1000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
