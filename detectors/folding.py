@@ -160,7 +160,7 @@ def _fold_modules(network: nn.Module) -> None:
 
 def _fold_pairs(network: nn.Module, run: Callable[[], object]) -> None:
     names_of = {id(module): names for module, names in named(network)}
-    for conv, norm in pairs_of(network, run, is_convolution, _is_evaluating_norm):
+    for conv, norm in pairs_of(network, run, _is_convolution, _is_evaluating_norm):
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         folded = FrozenNormConv2d(conv, norm, conv_name="", norm_name="").to_conv()
         act = getattr(norm, "act", None)
@@ -174,7 +174,7 @@ def _is_evaluating_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
 
 
-def is_convolution(module: nn.Module) -> bool:
+def _is_convolution(module: nn.Module) -> bool:
     return type(module) in (nn.Conv2d, Conv2dSame)  # others may do something of their own with their weights
 
 

@@ -52,7 +52,8 @@ def _fuse(network: nn.Module, run: Callable[[], object]) -> None:
         assert isinstance(conv, nn.Conv2d)
         activation = activations.get(conv)
         does = None if activation is None else activation_of(activation)
+        fused = FusedConv2d(conv, does or NONE)
         for name in names:
-            network.set_submodule(name, FusedConv2d(conv, does or NONE))
+            network.set_submodule(name, fused)
         for name in [] if activation is None else names_of[activation]:
             network.set_submodule(name, nn.Identity())

@@ -12,8 +12,8 @@ def exit_within(seconds: int = 10) -> None:
     """Ends this process by a signal where it is still there so long after Python has finished.
 
     Ray's core can wait at its exit for a lock of something that it has already destroyed (``CoreWorkerProcess``'s
-    ``HandleAtExit``, in Ray 2.60): one worker in some tens stayed behind for ever, with all its memory. By then
-    everything has been written, and the raylet has been told.
+    ``HandleAtExit``, in Ray 2.60): workers have stayed behind for ever, with all their memory. What they were to write
+    is written by then.
 
     Args:
         seconds: from when Python's own clean-up runs.

@@ -16,9 +16,8 @@ def keep_freed_memory(top_pad_mb: int = 64) -> bool:
     (0.52 s of CPU instead of 0.37 s on one thread); ingesting an image takes 1.1 times. Call it once, early, in a
     process that is made for one of these; the process's memory then stays at its peak, or falls to what it uses when
     ``hand_back_freed_memory`` is called. Threads share one heap from then on: what is free in a heap of one thread's
-    own is of no use to another, and a process of many threads grows by more (two labelling workers by 560 MiB from
-    500 to 5,000 images, handing back every 30 s; with one heap by 390, every 10 s by 290, of which 180 are kernels that
-    oneDNN has compiled and keeps).
+    own is of no use to another. Two labelling workers that hand back every 10 s grow by 290 to 310 MiB from 500 to
+    5,000 images, and by 330 with a heap a thread; 180 of it are kernels that oneDNN has compiled and keeps.
 
     Args:
         top_pad_mb: how much more than needed is asked of the kernel at a time, MiB.
