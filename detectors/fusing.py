@@ -9,37 +9,20 @@ from torch import nn
 from detectors.base import Detector
 from detectors.blocks.fused_conv import NONE, FusedConv2d, activation_of, can_fuse
 from detectors.blocks.winograd import WinogradConv2d
-from detectors.folding import largest_change, named, pairs_of, probe_batch, replay, watch
-
-MOST_CHANGE = 1e-2
-"""Of an output relative to the largest: what rounding never reaches, and a wrong fusion does."""
-
-
-class FusingFailed(ValueError):
-    """A detector's convolutions cannot take their activations in; says why."""
+from detectors.probing import change_in_place, named, pairs_of
 
 
 def fuse_convolutions(detector: Detector) -> None:
     """Makes every convolution a ``FusedConv2d``, with the activation that directly follows it, in place.
 
-    Which follows which is seen as ``folding.fold_norms`` sees it. Winograd's convolutions stay as they are.
+    Which follows which is seen by predicting one image of noise. Winograd's convolutions stay as they are.
 
     Args:
         detector: predicting on the CPU, its ``network`` methods unchanged.
     Raises:
-        FusingFailed: the detector cannot predict noise, or its outputs would change; it may then be half fused.
+        ChangeFailed: the detector cannot predict the noise, or its outputs would change; it may then be half fused.
     """
-    probe = probe_batch(detector)
-    try:
-        calls = watch(detector, probe)
-        before = [x for call in calls for x in call.outputs]
-        _fuse(detector, lambda: detector.predict(probe))
-        after = replay(detector, calls)
-    except Exception as error:
-        raise FusingFailed(f"{type(error).__name__}: {error}".splitlines()[0]) from error
-    change = largest_change(after, before)
-    if not change <= MOST_CHANGE:
-        raise FusingFailed(f"its outputs would change by {change:.2g} of the largest")
+    change_in_place(detector, lambda run: _fuse(detector, run))
 
 
 def _fuse(network: nn.Module, run: Callable[[], object]) -> None:

@@ -15,8 +15,9 @@ from detectors.base import Detector
 from detectors.blocks.fused_conv import is_available
 from detectors.blocks.heads import DenseOutputs
 from detectors.blocks.winograd import use_winograd
-from detectors.folding import FoldingFailed, fold_norms, map_tensors
-from detectors.fusing import FusingFailed, fuse_convolutions
+from detectors.folding import fold_norms
+from detectors.fusing import fuse_convolutions
+from detectors.probing import ChangeFailed, map_tensors
 
 
 class OptimizationWarning(UserWarning):
@@ -34,9 +35,10 @@ def optimize(
     On CPUs convolutions take their activations in (``blocks.fused_conv``), unless a compiler is to do that, and in
     float32 wide 3 x 3 convolutions become Winograd's (``blocks.winograd``).
 
-    Tolerances against the original, on the same batch, of what each ``Detector.network`` method returns, relative to
-    its largest value: 2e-5 in float32, 1e-1 in bfloat16 (whose 8 bits round in each of some 60 layers; 5e-2 in the
-    mean). After ``compile`` in float32: 1e-4, as sums are taken in another order.
+    Tolerances on the same batch of what each ``Detector.network`` method returns, relative to its largest value: in
+    float32 1e-5 against float64, as the original's, so that the two are within 2e-5; in bfloat16 1e-1 against the
+    original (its 8 bits round in each of some 60 layers; 5e-2 in the mean). After ``compile`` in float32: 1e-4 against
+    the original, as sums are taken in another order.
 
     Args:
         detector: any; it is not changed.
@@ -88,7 +90,7 @@ def _folded(detector: Detector) -> Detector:
     folded = copy.deepcopy(detector).eval()
     try:
         fold_norms(folded)
-    except FoldingFailed as error:
+    except ChangeFailed as error:
         _warn(f"the norms of {type(detector).__name__} are not folded: {error}", stacklevel=4)
         return copy.deepcopy(detector).eval()
     return folded
@@ -101,7 +103,7 @@ def _fused(detector: Detector) -> Detector:
     fused = copy.deepcopy(detector)
     try:
         fuse_convolutions(fused)
-    except FusingFailed as error:
+    except ChangeFailed as error:
         _warn(f"activations of {type(detector).__name__} stay beside its convolutions: {error}", stacklevel=4)
         return detector
     return fused

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from detectors import create
 from detectors.blocks.fused_conv import FusedConv2d, activation_of, can_fuse
 from detectors.blocks.winograd import WinogradConv2d
-from detectors.folding import largest_change, pairs_of, probe_batch, raw_outputs
 from detectors.optimize import OptimizationWarning, optimize
+from detectors.probing import largest_change, pairs_of, probe_batch, raw_outputs
 from tests.unit.detectors.test_optimize import detector
 
 ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.LeakyReLU(0.1)]

@@ -14,9 +14,9 @@ from torch import nn
 
 from detectors import create
 from detectors.blocks.norms import FrozenNormConv2d, replace_norms
-from detectors.folding import largest_change, raw_outputs
 from detectors.models.retinanet import RetinaNet
 from detectors.optimize import OptimizationWarning, has_fast_bfloat16, optimize
+from detectors.probing import largest_change, raw_outputs
 from detectors.structures import Batch
 
 IMAGES = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
