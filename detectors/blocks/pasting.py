@@ -9,6 +9,10 @@ Source: He et al. 2017, 1703.06870, section 3.1; torchvision.models.detection.ro
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +33,17 @@ def paste_masks(crops: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if like.device.type != "cpu" or like.dtype != torch.float32:
+    size = 4 * math.prod(shape)
+    if like.device.type != "cpu" or like.dtype != torch.float32 or not size:
         return like.new_zeros(shape)
     # Pages that the system hands out as zeros and that nothing is pasted into are never written, as torch's would be.
-    return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+    # Small ones: of two megabytes at a time, which NumPy asks for, boxes would touch nearly all.
+    if sys.platform != "linux":
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel that has no others
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
