@@ -19,8 +19,8 @@ from pipelines.lookup import lookup_path
 from pipelines.near_duplicates import hashes_path
 from pipelines.references import EmptyDataset, Reference, parse_reference
 from pipelines.resuming import UncommittedPlan, last_change, uncommitted_plans
+from pipelines.shard_digest import ShardDigest
 from pipelines.shard_paths import index_path, shard_stem
-from pipelines.shard_sink import ShardDigest
 from pipelines.storage import Store
 from pipelines.versions import Dataset, list_label_sets, open_dataset
 

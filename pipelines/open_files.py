@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
+
+import pyarrow as pa
 
 from pipelines.local_files import sync_folder
 
@@ -15,9 +19,17 @@ if TYPE_CHECKING:
 
 
 class NewFile(Protocol):
-    """A file that is being written."""
+    """A file that is being written, by ``write`` or through ``arrow``."""
 
     def write(self, content: bytes) -> None: ...
+
+    def arrow(self) -> pa.NativeFile:
+        """Where Arrow writes, from the file's beginning; whoever asks closes it."""
+        ...
+
+    def content(self) -> AbstractContextManager[bytes | mmap.mmap]:
+        """All that was written, to look through; empty files have none."""
+        ...
 
     def publish(self, path: str) -> None:
         """Create or replace ``path``, relative to the store's root; a reader sees all of it or none."""
@@ -30,7 +42,7 @@ class LocalNewFile:
     Args:
         place: gives the full path of one relative to the store's root.
         temporary: on the same disk.
-        stream: of ``temporary``.
+        stream: of ``temporary``, for reading too.
     """
 
     def __init__(self, place: Callable[[str], str], temporary: Path, stream: IO[bytes]) -> None:
@@ -38,6 +50,14 @@ class LocalNewFile:
 
     def write(self, content: bytes) -> None:
         self._stream.write(content)
+
+    def arrow(self) -> pa.NativeFile:
+        return pa.OSFile(str(self._temporary), "wb")
+
+    @contextmanager
+    def content(self) -> Iterator[mmap.mmap]:
+        with mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            yield mapped
 
     def publish(self, path: str) -> None:
         self._stream.flush()
@@ -47,15 +67,29 @@ class LocalNewFile:
         sync_folder(target.parent)
 
 
+class _KeptBytes(io.BytesIO):
+    """Arrow closes what it has written to, before anyone has read it."""
+
+    def close(self) -> None:
+        pass
+
+
 class RemoteNewFile:
     """Objects are put in one piece: a part of a multipart upload cannot be retried like a request."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._content = io.BytesIO()
+        self._content = _KeptBytes()
 
     def write(self, content: bytes) -> None:
         self._content.write(content)
+
+    def arrow(self) -> pa.NativeFile:
+        return pa.PythonFile(self._content, "w")
+
+    @contextmanager
+    def content(self) -> Iterator[bytes]:
+        yield self._content.getvalue()
 
     def publish(self, path: str) -> None:
         self._store.write_bytes(path, self._content.getvalue())

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from pipelines.records import ImageRecord
 from pipelines.schema import IMAGES, STORED_FRAME, LabelRow, images_to_arrow, labels_to_arrow
+from pipelines.shard_digest import ImageEnds, find_images
 from pipelines.shard_paths import image_path, index_path, shard_stem
-from pipelines.shard_sink import ShardSink
 from pipelines.shards import ShardFile
 from pipelines.storage import Store
 
@@ -44,11 +44,11 @@ class ImageShardWriter:
         self._store = store
         self._open = ExitStack()
         self._file: Any = None
-        self._sink: ShardSink | None = None
+        self._stream: pa.NativeFile | None = None
         self._writer: pq.ParquetWriter | None = None
         self._groups = _Groups()
         self._waiting: list[ImageRecord] = []
-        self._index: list[tuple[str, str, int]] = []  # image id, sha256, length
+        self._written: list[tuple[str, ImageEnds]] = []  # image id
         self._ids: set[str] = set()
 
     def __enter__(self) -> ImageShardWriter:
@@ -80,30 +80,30 @@ class ImageShardWriter:
         if not self._ids:
             return None
         self._write_group()
-        assert self._writer is not None and self._sink is not None
+        assert self._writer is not None and self._stream is not None
         self._writer.close()
-        stem = f"part-{self._sink.digest[:32]}"
+        self._stream.close()
+        with self._file.content() as content:
+            digest, offsets = find_images(content, [ends for _, ends in self._written])
+            size = len(content)
+        stem = f"part-{digest[:32]}"
         # Index first: a shard that a table names always has one.
-        self._store.write_bytes(index_path(stem), _to_parquet(self._byte_index()))
+        self._store.write_bytes(index_path(stem), _to_parquet(self._byte_index(offsets)))
         self._file.publish(image_path(stem))
-        return ShardFile(path=image_path(stem), size=self._sink.size, rows=len(self._index))
+        return ShardFile(path=image_path(stem), size=size, rows=len(self._written))
 
     def _write_group(self) -> None:
         if self._writer is None:
             self._file = self._open.enter_context(self._store.new_file("images"))
-            self._sink = ShardSink(self._file)
-            stream = self._open.enter_context(pa.PythonFile(self._sink, "w"))
-            self._writer = pq.ParquetWriter(stream, IMAGES, **_write_options())
-        assert self._sink is not None
-        self._sink.expect([(r.image, r.sha256) for r in self._waiting])
+            self._stream = self._open.enter_context(self._file.arrow())
+            self._writer = pq.ParquetWriter(self._stream, IMAGES, **_write_options())
         self._writer.write_table(images_to_arrow(self._waiting), row_group_size=MAX_GROUP_ROWS)
-        self._index += [(r.image_id, r.sha256, len(r.image)) for r in self._waiting]
+        self._written += [(r.image_id, ImageEnds.of(r.image, r.sha256)) for r in self._waiting]
         self._waiting = []
 
-    def _byte_index(self) -> pa.Table:
-        assert self._sink is not None
-        ids, digests, lengths = zip(*self._index)
-        return pa.table([ids, digests, self._sink.offsets, lengths], schema=_INDEX)
+    def _byte_index(self, offsets: list[int]) -> pa.Table:
+        ids, digests, lengths = zip(*((image_id, ends.sha256, ends.length) for image_id, ends in self._written))
+        return pa.table([ids, digests, offsets, lengths], schema=_INDEX)
 
 
 class _Groups:

@@ -199,7 +199,7 @@ class Store:
         target.mkdir(parents=True, exist_ok=True)
         temporary = target / f".part-{uuid.uuid4().hex}.tmp"
         try:
-            with temporary.open("wb") as stream:
+            with temporary.open("w+b") as stream:
                 yield LocalNewFile(self._target, temporary, stream)
         finally:
             # Half a file on a full disk would keep it full.
