@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from pipelines.ledger import LedgerEntry
+from pipelines.sources.coco_twins import dropped
 
 _ELSEWHERE = "keypoints of an annotation that is of another image"
 _AGAIN = "keypoints given twice for one annotation"
@@ -46,14 +47,4 @@ def join_keypoints(db: sqlite3.Connection, split: int, name: str) -> Iterator[Le
 
 def _told(db: sqlite3.Connection, rows: str, split: int, name: str, reason: str) -> list[LedgerEntry]:
     found = db.execute(f"SELECT k.image_id, k.annotation_id {rows} ORDER BY k.rowid", (split,))
-    return [
-        LedgerEntry(
-            subject="annotation",
-            fate="dropped",
-            reason=reason,
-            image_id=str(image_id),
-            annotation_id=annotation_id if isinstance(annotation_id, int) else None,
-            detail=f"split {name}",
-        )
-        for image_id, annotation_id in found
-    ]
+    return [dropped(image_id, annotation_id, name, reason) for image_id, annotation_id in found]

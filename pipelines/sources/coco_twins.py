@@ -53,15 +53,20 @@ def part_twins(db: sqlite3.Connection, split: int, name: str) -> Iterator[Ledger
         for rowid, image_id, text in twins:
             if (image_id, text) in seen:
                 db.execute("DELETE FROM objects WHERE rowid = ?", (rowid,))
-                yield LedgerEntry(
-                    subject="annotation",
-                    fate="dropped",
-                    reason=_COPY,
-                    image_id=str(image_id),
-                    annotation_id=annotation_id if isinstance(annotation_id, int) else None,
-                    detail=f"split {name}",
-                )
+                yield dropped(image_id, annotation_id, name, _COPY)
             elif seen:
                 fresh_id += 1
                 db.execute("UPDATE objects SET fresh_id = ? WHERE rowid = ?", (fresh_id, rowid))
             seen.add((image_id, text))
+
+
+def dropped(image_id: Any, annotation_id: Any, name: str, reason: str) -> LedgerEntry:
+    """Of an annotation, with the ids as the file has them; ``name`` is the split's."""
+    return LedgerEntry(
+        subject="annotation",
+        fate="dropped",
+        reason=reason,
+        image_id=str(image_id),
+        annotation_id=annotation_id if isinstance(annotation_id, int) else None,
+        detail=f"split {name}",
+    )
