@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -174,30 +175,36 @@ def label(
         "ray_address": where.ray_address,
     }
     predictions = execute("label", LabelConfig(**more.gather(given)), prefect=where.prefect)
+    every = (predictions, *predictions.get("others", ()))
     if console.mode.json:
         console.write_json(predictions)
     else:
-        for one in (predictions, *predictions.get("others", ())):
+        for one in every:
             shown = {k: v for k, v in one.items() if v is not None and k not in ("account", "others")}
             console.show("Predictions", shown)
             if one.get("account") is not None:
                 console.show("What it took", account_rows(one["account"]))
-    bad = predictions["num_quarantined"]
-    account = predictions.get("account")
+    for one in every:
+        _warn_of_bad(one, of=f"{one['reference']}: " if len(every) > 1 else "", again=given["retry"] is not None)
+    if strict and any(one["num_quarantined"] for one in every):
+        raise typer.Exit(console.INCOMPLETE)
+
+
+def _warn_of_bad(predictions: Mapping[str, Any], *, of: str, again: bool) -> None:
+    """Images without predictions and refused members, where there are any; ``again`` where such are tried again."""
+    bad, account = predictions["num_quarantined"], predictions.get("account")
     # A retry counts the rows that are still bad, its account those that it tried; what was refused is in neither.
-    failed = bad if account is None or given["retry"] else account["quarantined"]
+    failed = bad if account is None or again else account["quarantined"]
     if failed:
         console.warn(
-            f"{failed} image(s) have no predictions; see _quarantine beside the predictions, and try again with "
+            f"{of}{failed} image(s) have no predictions; see _quarantine beside the predictions, and try again with "
             "--retry-quarantined or, those of tasks that were given up, with --retry-failed"
         )
     if bad > failed:
         console.warn(
-            f"{bad - failed} member(s) of the input were refused and are not among the images; "
+            f"{of}{bad - failed} member(s) of the input were refused and are not among the images; "
             "`boxmill inspect PREDICTIONS --ledger` says why"
         )
-    if bad and strict:
-        raise typer.Exit(console.INCOMPLETE)
 
 
 @spread

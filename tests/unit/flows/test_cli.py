@@ -85,6 +85,15 @@ def test_quarantined_images_are_told_and_strict_makes_them_4(capfd, monkeypatch,
     assert code == expected and json.loads(out) == found and "2 image(s) have no predictions" in err
 
 
+def test_every_model_is_told_of_by_its_predictions(capfd, monkeypatch):
+    whole = {"reference": "d@labels/p:0", "num_images": 3, "num_quarantined": 0, "account": {"quarantined": 0}}
+    lacking = {**whole, "reference": "d@labels/q:0", "num_quarantined": 2, "account": {"quarantined": 1}}
+    monkeypatch.setattr("flows.cli.stages.execute", lambda *_, **__: {**whole, "others": [lacking]})
+    code, _, err = run(capfd, "label", "d", "--model", "m", "--model", "n", "--json", "--strict")
+    assert code == console.INCOMPLETE and "d@labels/p:0: " not in err
+    assert "d@labels/q:0: 1 image(s) have no predictions" in err and "d@labels/q:0: 1 member(s)" in err
+
+
 @pytest.mark.parametrize(
     ("trained", "untrained", "misses"), [(0.8, 0.049, 0), (0.799, 0.0, 1), (0.9, 0.05, 1), (None, None, 1)]
 )
