@@ -139,7 +139,7 @@ def _run_on_ray(
 
     from workers.cluster import ray_session
 
-    with ray_session(address=address, num_cpus=num_cpus):
+    with ray_session(address=address, num_cpus=num_cpus, lean_workers=True):
         task = ray.remote(max_retries=_RETRIES, retry_exceptions=[OSError])(_remote_task)
         at_once = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         finished = as_done(lambda task_id: task.remote(job, task_id), pending, at_once=at_once)

@@ -204,7 +204,7 @@ def session(config: LabelConfig) -> AbstractContextManager[str]:
     """Ray, for as long as the config's workers need it."""
     # One logical CPU more than the workers take: a pool that fills a cluster can hang when a node is lost.
     cpus = max(os.cpu_count() or 1, config.workers * config.cpus_per_worker) + 1
-    return ray_session(config.ray_address, num_cpus=cpus)
+    return ray_session(config.ray_address, num_cpus=cpus, lean_workers=True)
 
 
 def run_tasks(

@@ -155,7 +155,7 @@ def _row(job: str, name: str, runs: list[dict[str, dict[str, Any]]]) -> dict[str
 
 def import_seconds(folder: Path, annotations: Path, work: Path, workers: int) -> float:
     """Wall seconds of the import stage with warm Ray workers."""
-    with ray_session(address=None, num_cpus=workers):
+    with ray_session(address=None, num_cpus=workers, lean_workers=True):
         _timed_import(source_of(work / "few", None), work / "warm")
         return _timed_import(source_of(folder, str(annotations)), work / "out")
 

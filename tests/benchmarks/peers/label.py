@@ -136,7 +136,7 @@ def run(model: str, work: str, out: str, batch: int, workers: int, limit: int, o
     files = sorted(map(str, Path(work).glob("*.parquet")))[: -(-limit // ROWS)]
     started = time.perf_counter()
     # Logical CPUs beside the actors': reading and writing are tasks of one CPU each, and wait for one otherwise.
-    with TreeCpu() as used, ray_session("local", num_cpus=workers + 2):
+    with TreeCpu() as used, ray_session("local", num_cpus=workers + 2, lean_workers=True):
         ray.data.DataContext.get_current().enable_progress_bars = False
         ray.data.read_parquet(files).limit(limit).map_batches(
             Labeller,
