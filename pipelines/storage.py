@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,7 +83,7 @@ class Store:
     @cached_property
     def _fs_and_root(self) -> tuple[Any, str]:
         if self.is_local:
-            return fsspec.filesystem("file"), self.uri.rstrip("/")
+            return _local_files(), self.uri.rstrip("/")
         # Other processes add files all the time, so a cached listing would lie.
         fs, root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
         return fs, str(root).rstrip("/")
@@ -322,6 +322,12 @@ class Store:
             temporary.unlink()
         sync_folder(temporary.parent)
         return True
+
+
+@cache
+def _local_files() -> Any:
+    """Asked for at every image, and fsspec's own look into its cache costs as much as opening the file."""
+    return fsspec.filesystem("file")
 
 
 def split_uri(uri: str) -> tuple[Store, str]:
