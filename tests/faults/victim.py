@@ -5,14 +5,17 @@ With SIGKILL it dies there; with SIGSTOP it sleeps until it is sent SIGCONT, and
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from pipelines.open_files import LocalNewFile
 from tests.faults.runs import small_ingest
 
 # Which function, before or after it, at which call.
@@ -59,43 +62,28 @@ def _signalling(real: Callable[..., Any], when: str, at_call: int, sign: int) ->
 
 def _arm_write(sign: int) -> None:
     """Half of the images of the second shard is in its file on the disk when the signal comes."""
-    real = Path.open
-    writes = 0
+    real = LocalNewFile.arrow
+    shards = 0
 
-    class Halving:
-        def __init__(self, stream: Any) -> None:
-            self.stream = stream
-            self.halved = False
-
-        def __enter__(self) -> Halving:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.stream.close()
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.stream, name)
+    class Halving(io.FileIO):
+        halved = False
 
         def write(self, content: Any) -> int:
+            content = bytes(content)
             if len(content) < 1024 or self.halved:
-                return int(self.stream.write(content))
+                return super().write(content)
             self.halved = True
             half = len(content) // 2
-            self.stream.write(content[:half])
-            self.stream.flush()
+            super().write(content[:half])
             os.kill(os.getpid(), sign)
-            return half + self.stream.write(content[half:])
+            return half + super().write(content[half:])
 
-    def opening(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
-        nonlocal writes
-        stream = real(self, mode, *args, **options)
-        if mode == "wb" and self.parent.name == "images":
-            writes += 1
-            if writes == 2:
-                return Halving(stream)
-        return stream
+    def arrow(self: LocalNewFile) -> pa.NativeFile:
+        nonlocal shards
+        shards += 1
+        return pa.PythonFile(Halving(str(self._temporary), "w"), "w") if shards == 2 else real(self)
 
-    Path.open = opening  # type: ignore[method-assign,assignment]
+    LocalNewFile.arrow = arrow  # type: ignore[method-assign]
 
 
 def main() -> None:
