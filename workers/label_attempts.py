@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from pipelines.jobs import Job
 from pipelines.quarantine import LABEL
+from workers.exits import exit_within
 from workers.label_job import LabelJob
 from workers.label_readers import Failure, RawImage
 from workers.label_tasks import read_task
@@ -37,6 +38,7 @@ class AttemptBoard:
     """A Ray actor beside the driver: workers tell it what they begin, so that attempts which killed them count too."""
 
     def __init__(self) -> None:
+        exit_within()
         self._begun: Counter[int] = Counter()
 
     def begun(self, task: int) -> int:

@@ -18,6 +18,7 @@ from pipelines.ledger import Ledger
 from pipelines.predictions import STATUS_FAILED
 from pipelines.schema import LabelRow, labels_from_arrow
 from pipelines.shards import read_label_file
+from workers.exits import exit_within
 from workers.label_job import LabelJob
 from workers.label_looks import attempted
 from workers.label_readers import Failure, RawImage
@@ -47,6 +48,7 @@ class CopyShard:
     """A Ray Data actor: writes the rows of one task of copies, one task a call; no model and no image is touched."""
 
     def __init__(self, jobs: Sequence[LabelJob], board: Any) -> None:
+        exit_within()
         (job,) = jobs
         self._job, self._board = job, board
         self._tasks = Job(job.root, job.plan_id)

@@ -30,6 +30,7 @@ from pipelines.near_duplicates import hash_image, shard_hashes
 from pipelines.shard_paths import index_path, shard_stem
 from pipelines.shards import ShardFile, ShardRef, read_image_columns
 from pipelines.storage import Store
+from workers.exits import exit_within
 from workers.label_attempts import FailedTask
 from workers.label_job import LabelJob
 from workers.label_listing import LabelInput
@@ -169,6 +170,7 @@ class LooksShard:
     """A Ray Data actor: finds out what the images of one task look like, one task a call."""
 
     def __init__(self, jobs: Sequence[LabelJob], board: Any) -> None:
+        exit_within()
         (job,) = jobs
         self._job, self._board = job, board
         self._tasks = Job(job.root, job.plan_id)

@@ -55,10 +55,12 @@ class Labeller:
     def __init__(self, model: str, threads: int, optimised: bool) -> None:
         import detectors
         from detectors.optimize import optimize
+        from workers.exits import exit_within
         from workers.memory import keep_freed_memory
 
         torch.set_num_threads(threads)
         keep_freed_memory()
+        exit_within()
         detector = detectors.load(Path(model)).detector.eval()
         self._detector: Any = optimize(detector) if optimised else detector
         self._coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
